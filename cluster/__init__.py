@@ -1,0 +1,1 @@
+"""Where it runs: Ray actors and their coordinator."""

@@ -1,0 +1,1 @@
+"""Networks, one paper or family a file, and loading of published weights."""

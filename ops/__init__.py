@@ -1,0 +1,1 @@
+"""Functions on arrays and tensors; nothing here knows networks, files or Ray."""
