@@ -1,0 +1,66 @@
+"""`fullres evaluate`: predictions against labels, as a table and as JSON."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fullres.pipeline.datasets import DATASETS, dataset
+from fullres.pipeline.evaluate import Evaluation, EvaluationError
+from fullres.pipeline.evaluate import evaluate as score_folders
+from fullres.pipeline.images import write_bytes_atomically
+
+
+def evaluate(
+    pred_dir: Annotated[Path, typer.Argument(help="Folder of class-id PNG files, as `predict` writes them.")],
+    label_dir: Annotated[Path, typer.Argument(help="Folder of label files as the data set stores them.")],
+    dataset_name: Annotated[
+        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}.")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write scores and confusion matrix here.")
+    ] = None,
+) -> None:
+    """Score predictions: IoU of each class, their mean, pixel accuracy, mean of small and thin classes.
+
+    Every prediction needs a label and every label a prediction; files are matched by relative path and name.
+    """
+    try:
+        known = dataset(dataset_name)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("frames")
+            evaluation = score_folders(
+                pred_dir,
+                label_dir,
+                known,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        if json_file:
+            write_bytes_atomically(json_file, json.dumps(evaluation.to_json(), indent=1).encode())
+    except (ValueError, EvaluationError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    Console().print(score_table(evaluation))
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """The scores in percent, one class a row; small and thin classes are marked."""
+    known = evaluation.dataset
+    table = Table(title=f"{known.name}, {evaluation.images} images", caption="* small and thin")
+    table.add_column("class")
+    table.add_column("IoU %", justify="right")
+    for name, score in zip(known.classes, evaluation.class_iou, strict=True):
+        table.add_row(f"{name} *" if name in known.small_thin else name, _percent(score))
+    table.add_section()
+    table.add_row("mean IoU", _percent(evaluation.mean_iou))
+    table.add_row("small-and-thin mean", _percent(evaluation.small_thin_iou))
+    table.add_row("pixel accuracy", _percent(evaluation.pixel_accuracy))
+    return table
+
+
+def _percent(score: float) -> str:
+    return "-" if score != score else f"{100 * score:.1f}"  # nan: nothing of this class

@@ -1,0 +1,61 @@
+"""The baselines of "Split-Merge Pooling", Sec. 4.1: FCN32s and FCN8s (Long et al., CVPR 2015) on ResNets.
+
+FCN32s: "removing the average pooling and fully connected layer and replacing them by a 1x1 convolutional layer
+which maps the output channels of layer4 to the number of semantic classes"; predictions at output stride 32 are
+"upsampled to full resolution using bilinear interpolation".
+
+FCN8s: "two extra 1x1 convolution layers to map the features of layer2 and layer3"; "the output of the network and
+these new convolutions are resized to the same size" (that of layer2, output stride 8) "and are added together".
+All three classifiers have a bias: 11.186M and 11.193M parameters for ResNet-18 (Tables 1 and 2).
+
+Interpolation is with align_corners=False, the field's default.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fullres.models.resnet import ResNet
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class FCN32s(nn.Module):
+    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before interpolation."""
+
+    def __init__(self, backbone: ResNet, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(backbone.channels[3], num_classes, 1)
+
+    def scores(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Finest output stride first: (at 32,)."""
+        return (self.classifier(self.backbone(image)[3]),)
+
+    def forward(self, image: Tensor) -> Tensor:
+        (coarse,) = self.scores(image)
+        return _resize(coarse, (image.shape[-2], image.shape[-1]))
+
+
+class FCN8s(nn.Module):
+    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before interpolation."""
+
+    def __init__(self, backbone: ResNet, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Conv2d(backbone.channels[3], num_classes, 1)
+        self.classifier8 = nn.Conv2d(backbone.channels[1], num_classes, 1)
+        self.classifier16 = nn.Conv2d(backbone.channels[2], num_classes, 1)
+
+    def scores(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Finest output stride first: (at 8, at 16, at 32)."""
+        _, c3, c4, c5 = self.backbone(image)
+        return self.classifier8(c3), self.classifier16(c4), self.classifier(c5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        fine, *coarser = self.scores(image)
+        total = fine
+        for score in coarser:
+            total = total + _resize(score, (fine.shape[-2], fine.shape[-1]))
+        return _resize(total, (image.shape[-2], image.shape[-1]))

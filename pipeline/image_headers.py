@@ -1,0 +1,117 @@
+"""What an image file says of itself before its pixels are decoded: format, size, orientation, PNG chunks.
+
+Orientation is EXIF's: 1 to 8, of which 5 to 8 swap height and width. JPEG carries it in an APP1 segment,
+PNG in an eXIf chunk, and EXIF data is itself a TIFF directory, so one parser serves all three.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # TIFF tags
+
+
+def image_format(data: bytes) -> str | None:
+    """ "PNG", "JPEG", "TIFF", "BMP" or "WebP" by the file's first bytes; None for anything else."""
+    if data.startswith(PNG_SIGNATURE):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    return None
+
+
+def oriented_size(data: bytes) -> tuple[int, int] | None:
+    """(H, W) in pixels after orientation, from the header; None where only decoding tells."""
+    parse = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}.get(image_format(data) or "")
+    try:
+        header = parse(data) if parse else None
+    except (struct.error, IndexError):  # the file ends inside its header
+        return None
+    if header is None:
+        return None
+    height, width, orientation = header
+    return (width, height) if 5 <= orientation <= 8 else (height, width)
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(type, content) of each chunk of a PNG file, in order, up to IEND or the end of `data`."""
+    view, at = memoryview(data), len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, view[at + 8 : at + 8 + length]
+        if kind == b"IEND":
+            return
+        at += length + 12
+
+
+def png_from_chunks(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes:
+    """The PNG file of these (type, content) chunks; the reverse of `png_chunks`."""
+    parts: list[bytes | memoryview] = [PNG_SIGNATURE]
+    for kind, content in chunks:
+        crc = zlib.crc32(content, zlib.crc32(kind))
+        parts += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", crc)]
+    return b"".join(parts)
+
+
+def _png_header(data: bytes) -> tuple[int, int, int]:
+    width, height = struct.unpack_from(">II", data, 16)
+    exif = next((content for kind, content in png_chunks(data) if kind == b"eXIf"), None)
+    return height, width, _exif_orientation(exif)
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    size = exif = None
+    for marker, content in _jpeg_segments(data):
+        if marker == 0xE1 and content[:6] == b"Exif\0\0" and exif is None:
+            exif = content[6:]
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame, of any coding
+            size = struct.unpack_from(">HH", content, 1)
+    return (*size, _exif_orientation(exif)) if size else None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(marker, content) of the segments before the first scan."""
+    view, at = memoryview(data), 2
+    while data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        yield data[at + 1], view[at + 4 : at + 2 + length]
+        at += 2 + length
+
+
+def _tiff_header(data: bytes) -> tuple[int, int, int] | None:
+    tags = _tiff_tags(memoryview(data))
+    if _WIDTH not in tags or _HEIGHT not in tags:
+        return None
+    return tags[_HEIGHT], tags[_WIDTH], tags.get(_ORIENTATION, 1)
+
+
+def _exif_orientation(exif: memoryview | None) -> int:
+    try:
+        return _tiff_tags(exif).get(_ORIENTATION, 1) if exif is not None else 1
+    except struct.error:  # damaged EXIF data: the image itself may be sound
+        return 1
+
+
+def _tiff_tags(data: memoryview) -> dict[int, int]:
+    """The single 16- and 32-bit values in the first directory of a TIFF file; empty for a BigTIFF."""
+    order = "<" if data[:2] == b"II" else ">"
+    version, start = struct.unpack_from(order + "HI", data, 2)
+    if version != 42:
+        return {}
+    tags = {}
+    (count,) = struct.unpack_from(order + "H", data, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, length = struct.unpack_from(order + "HHI", data, at)
+        if length == 1 and kind in (3, 4):
+            (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], data, at + 8)
+    return tags

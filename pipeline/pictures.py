@@ -1,0 +1,20 @@
+"""Pictures of label maps for people: class colours, and those laid over the image."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Paint a label map: HxW uint8 class ids to HxWx3 uint8 RGB; ids beyond the palette are black."""
+    table = np.zeros((256, 1, 3), np.uint8)
+    table[: len(palette), 0] = palette
+    return cv2.applyColorMap(labels, table)  # keeps the table's channel order, RGB here
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.5
+) -> np.ndarray:
+    """Lay class colours of weight `alpha` in [0, 1] over an HxWx3 uint8 RGB image of the same H and W."""
+    return cv2.addWeighted(image, 1 - alpha, colour(labels, palette), alpha, 0)
