@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.geometry import Span
-from fullres.models.trace import IMAGE, Pair, Step, trace
+from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, trace
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
 
 Region = tuple[Span, Span]  # rows and columns
@@ -100,7 +100,7 @@ class FullResolution(nn.Module):
         """
         level = self.levels[index]
         lengths = tuple(lattice_length(size[a], offsets[0][a], level.stride[a]) for a in (0, 1))
-        regions = _needed_regions(level, region, lengths)  # type: ignore[arg-type]
+        regions = needed_regions(level, region, lengths)  # type: ignore[arg-type]
         last_reader = {name: step.name for step in level.steps for name in step.inputs}
         live: dict[str, Piece] = {}
         for step in level.steps:
@@ -212,16 +212,22 @@ def _without_picks(steps: Sequence[Step]) -> list[Step]:
     return kept
 
 
-def _needed_regions(level: Level, region: Region, lengths: Pair) -> dict[str, Region]:
+def needed_regions(level: Level, region: Region, lengths: Pair) -> dict[str, Region]:
     """The region of each step of a level from which `region` of its exports can be computed."""
-    needed: dict[str, Region] = {name: region for name in level.exports}
+    rows, columns = (needed_spans(level, axis, region[axis], lengths[axis]) for axis in (0, 1))
+    return {step.name: (rows[step.name], columns[step.name]) for step in level.steps}
+
+
+def needed_spans(level: Level, axis: int, out: Span, length: int | None) -> dict[str, Span]:
+    """The same along one axis of a lattice of `length` elements; None: an endless one."""
+    needed = dict.fromkeys(level.exports, out)
     own = {s.name for s in level.steps}
     for step in reversed(level.steps):
         for name in step.inputs:
             if name in own:
-                reads = tuple(step.reach[a].reads(needed[step.name][a]).clip(lengths[a]) for a in (0, 1))
-                old = needed.get(name, reads)
-                needed[name] = (old[0].hull(reads[0]), old[1].hull(reads[1]))
+                reads = step.reach[axis].reads(needed[step.name])
+                reads = reads if length is None else reads.clip(length)
+                needed[name] = needed[name].hull(reads) if name in needed else reads
     return needed
 
 
@@ -243,8 +249,7 @@ def _run_step(
         for name in step.inputs:
             source = sources[name]
             first = offsets[block * len(source.offsets)] if blocks > 1 else offsets[0]
-            rows, columns, before, after = [], [], [], []
-            spans = []
+            spans, before, after = [], [], []
             for a in (0, 1):
                 ratio = stride[a] // source.stride[a]
                 shift = (first[a] - source.offsets[0][a]) // source.stride[a]
@@ -255,7 +260,6 @@ def _run_step(
                 spans.append(inside)
                 before.append(inside.start - reads.start)
                 after.append(reads.stop - inside.stop)
-            del rows, columns
             tensors.append(source.crop((spans[0], spans[1])))
             pads.append((before, after))
         ratios = tuple(stride[a] // sources[step.inputs[0]].stride[a] for a in (0, 1))
@@ -294,4 +298,14 @@ def _apply(
 
 
 def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tensor:
+    """An elementwise step; in inference ReLU and addition write over an input that nobody reads again."""
+    if not torch.is_grad_enabled() and owned[0]:
+        if _is_relu(step.call):
+            return tensors[0].relu_()
+        if isinstance(step.call, FunctionCall) and step.call.is_sum:
+            return tensors[0].add_(tensors[1])
     return step.call(*tensors)
+
+
+def _is_relu(call: object) -> bool:
+    return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)

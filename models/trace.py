@@ -136,16 +136,20 @@ def _step(
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         if dim not in (1, -3):
             raise refuse(f"dim is {dim}, only channels (1) can be joined")
-        return Step(name, "pointwise", inputs, lambda *xs: torch.cat(xs, 1), sum(channels), stride=stride)
+        return Step(name, "pointwise", inputs, _join_channels, sum(channels), stride=stride)
     if node.target in POINTWISE_FUNCTIONS or (node.op == "call_method" and node.target in POINTWISE_METHODS):
         if len(set(channels)) > 1:
             raise refuse(f"it joins features of {channels} channels")
         target = node.target if callable(node.target) else getattr(torch.Tensor, str(node.target).rstrip("_"))
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
-        call = _FunctionCall(target, tuple(None if isinstance(a, fx.Node) else a for a in node.args), kwargs)
+        call = FunctionCall(target, tuple(None if isinstance(a, fx.Node) else a for a in node.args), kwargs)
         return Step(name, "pointwise", inputs * (2 if _squares(node) else 1), call, channels[0], stride=stride)
     known = "convolutions, max and average pools, batch norm, elementwise functions and concatenation have one"
     raise refuse(known)
+
+
+def _join_channels(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors, 1)
 
 
 def _squares(node: fx.Node) -> bool:
@@ -153,12 +157,21 @@ def _squares(node: fx.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _FunctionCall:
+class FunctionCall:
     """A function with its constant arguments in place; None marks where a tensor goes."""
 
     target: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def is_relu(self) -> bool:
+        return self.target in (F.relu, torch.relu, torch.Tensor.relu)
+
+    @property
+    def is_sum(self) -> bool:
+        """Of two tensors, nothing else."""
+        return self.target in (operator.add, operator.iadd, torch.add) and self.args == (None, None) and not self.kwargs
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         given = iter(tensors)

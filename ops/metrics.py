@@ -35,8 +35,8 @@ def confusion_matrix(
         pairs += np.bincount(pair, minlength=pairs.size)
     counts = pairs.reshape(256, 256)
     counts[ignore_index] = 0
-    for what, present in (("label", counts.any(axis=1)), ("prediction", counts.any(axis=0))):
-        unknown = np.flatnonzero(present[num_classes:]) + num_classes
+    for what, pixels in (("label", counts.sum(axis=1)), ("prediction", counts.sum(axis=0))):
+        unknown = np.flatnonzero(pixels[num_classes:]) + num_classes
         if unknown.size:
             raise ValueError(f"{what} ids {unknown.tolist()} don't belong: 0..{num_classes - 1} do")
     return counts[:num_classes, :num_classes].copy()

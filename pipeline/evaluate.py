@@ -102,8 +102,12 @@ def evaluate(
     pairs = match(pred_dir, label_dir, dataset)
     confusion = np.zeros((len(dataset.classes),) * 2, np.int64)
     problems = []
+
+    def score(pair: tuple[Path, Path]) -> np.ndarray | str:
+        return _score(*pair, dataset)
+
     with ThreadPoolExecutor() as threads:
-        for done, result in enumerate(threads.map(lambda pair: _score(*pair, dataset), pairs), 1):
+        for done, result in enumerate(threads.map(score, pairs), 1):
             if isinstance(result, str):
                 problems.append(result)
             else:
@@ -139,7 +143,7 @@ def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list
     unmatched = [f"{predictions[key]}: no label" for key in sorted(predictions.keys() - labels.keys())]
     unmatched += [f"{labels[key]}: no prediction" for key in sorted(labels.keys() - predictions.keys())]
     if unmatched:
-        raise EvaluationError(f"{len(unmatched)} files without their counterpart:", unmatched)
+        raise EvaluationError(f"files without their counterpart ({len(unmatched)}):", unmatched)
     return [(predictions[key], labels[key]) for key in sorted(labels)]
 
 

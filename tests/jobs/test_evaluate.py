@@ -54,7 +54,7 @@ def test_missing_prediction_writes_nothing(run, tmp_path):
     result = run("--dataset", "camvid", "--json", str(tmp_path / "scores.json"))
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-2:] == [
-        "error: 1 files without their counterpart:",
+        "error: files without their counterpart (1):",
         f"  {tmp_path}/gt/2.png: no prediction",
     ]
     assert not (tmp_path / "scores.json").exists()

@@ -1,0 +1,23 @@
+"""The `fullres` command: one file a job, put together here."""
+
+import typer
+
+from fullres.jobs.scenes import scenes
+from fullres.jobs.train import train
+
+app = typer.Typer(
+    help="Every pixel's class at full resolution, on as many GPUs as a cluster has.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(scenes)
+app.command()(train)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Weights in files: the project's own `.safetensors` and published `.pth` / `.pt` checkpoints.
+
+A file of the project carries what it is in its metadata (model, width, classes), so that `--model` and the file
+can be held against each other. Whatever does not fit is one error that lists every key.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fullres.models.catalogue import CATALOGUE, Network, build
+
+
+class WeightsError(ValueError):
+    """A weights file that can't be read or is not of this network. One line, but for the list of keys."""
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself; of a foreign file, what its shapes say."""
+
+    model: str | None
+    width: float
+    num_classes: int
+    dataset: str | None = None
+
+
+def save_weights(network: nn.Module, path: Path, info: WeightsInfo, dtype: torch.dtype = torch.float32) -> None:
+    """Write the state dict, floating-point tensors in `dtype`, with `info` as metadata. Not atomic."""
+    tensors = {
+        name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
+        for name, t in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    path.write_bytes(save(tensors, metadata={"fullres": json.dumps(vars(info))}))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
+    """All tensors of a file, and its own metadata if it is the project's. Raises WeightsError.
+
+    `.pth` and `.pt` are read without unpickling code; a `state_dict` or `model` entry and the prefixes
+    `module.` and `model.` that training frameworks put in front are taken off.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"weights {path}: not a safetensors file ({error})") from error
+        info = WeightsInfo(**json.loads(metadata["fullres"])) if "fullres" in metadata else None
+        return state, info
+    if path.suffix not in (".pth", ".pt"):
+        raise WeightsError(f"weights {path}: '{path.suffix}' is not read; .safetensors, .pth and .pt are")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"weights {path}: not a torch checkpoint ({str(error).splitlines()[0]})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise WeightsError(f"weights {path}: holds no state dict of tensors")
+    for prefix in ("module.", "model."):
+        if loaded and all(name.startswith(prefix) for name in loaded):
+            loaded = {name.removeprefix(prefix): t for name, t in loaded.items()}
+    return loaded, None
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Fill every parameter and buffer of `network` from `state`.
+
+    Raises WeightsError that lists missing and unexpected keys and differing shapes; the network is then as it
+    was. (`num_batches_tracked`, which inference never reads, may be absent.)
+    """
+    own = network.state_dict()
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = sorted(own.keys() - state.keys() - counters)
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, the network has {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names)}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("shapes", sorted(shapes)))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"{what} do not fit the network. " + "; ".join(problems))
+    network.load_state_dict(state, strict=False)
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Fill a ResNet from a torchvision classifier's checkpoint; its fully connected layer is left out."""
+    state, _ = read_state(path)
+    load_state(backbone, {n: t for n, t in state.items() if not n.startswith("fc.")}, f"backbone weights {path}")
+
+
+def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:
+    """The network of that name with the weights of a file, in evaluation mode, fp32.
+
+    Width and class count are the file's. Raises WeightsError if the file is another network's, ValueError for
+    an unknown name.
+    """
+    if model not in CATALOGUE:
+        raise ValueError(f"model is '{model}': one of {', '.join(CATALOGUE)}")
+    state, info = read_state(path)
+    if info is None:
+        classifier, stem = state.get("classifier.weight"), state.get("backbone.conv1.weight")
+        if classifier is None or stem is None:
+            raise WeightsError(
+                f"weights {path}: not of {model}: 'classifier.weight' or 'backbone.conv1.weight' is missing"
+                + (" (a backbone's checkpoint starts a training, it labels nothing)" if "fc.weight" in state else "")
+            )
+        info = WeightsInfo(None, stem.shape[0] / 64, classifier.shape[0])
+    if info.model is not None and info.model != model:
+        raise WeightsError(f"weights {path}: of model {info.model}, not of {model}")
+    network = build(model, info.num_classes, info.width)
+    load_state(network, {name: t.float() if t.is_floating_point() else t for name, t in state.items()}, f"weights {path}")
+    return network.eval(), info

@@ -1,0 +1,39 @@
+"""Bilinear interpolation of a part of a larger map."""
+
+import torch
+from torch import Tensor
+
+
+def bilinear_reads(start: int, stop: int, in_length: int, out_length: int) -> tuple[int, int]:
+    """First and last + 1 input element that outputs start, ..., stop - 1 are interpolated from."""
+    low, high, _ = _weights(start, stop, in_length, out_length)
+    return int(low.min()), int(high.max()) + 1
+
+
+def bilinear_window(
+    x: Tensor,
+    origin: tuple[int, int],
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> Tensor:
+    """The window `rows` x `columns` (start, stop) of a map of `in_size` resized to `out_size`.
+
+    Equals that window of `F.interpolate(whole, out_size, mode="bilinear", align_corners=False)`. `x` (..., h, w)
+    is the part of the map whose first element is at `origin`; it must hold what `bilinear_reads` says.
+    """
+    for axis, dim, (start, stop) in ((0, -2, rows), (1, -1, columns)):
+        low, high, weight = _weights(start, stop, in_size[axis], out_size[axis])
+        low, high = ((i - origin[axis]).to(x.device) for i in (low, high))
+        weight = weight.to(x)
+        weight = weight[:, None] if dim == -2 else weight
+        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
+    return x
+
+
+def _weights(start: int, stop: int, in_length: int, out_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (in_length / out_length) - 0.5
+    centre = centre.clamp(0, in_length - 1)
+    low = centre.floor().long()
+    return low, (low + 1).clamp(max=in_length - 1), centre - low

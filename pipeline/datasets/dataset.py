@@ -1,0 +1,90 @@
+"""What one data set is: its classes, their colours, and what the values in its label files mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+Encoding = Mapping[int, int | None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as the rest of the project sees it: trainIds 0..K-1, and `ignore_index` for no class.
+
+    Attributes:
+        name: as given to `--dataset`.
+        classes: K names; the index is the trainId.
+        palette: K RGB colours, 0..255.
+        small_thin: names of the small and thin classes, whose mean IoU is given apart (paper 000, Tables
+            3 and 4).
+        encodings: how label files are stored: the end of the file's name without suffix -> (stored value ->
+            trainId, or None to ignore). Where several fit a name, the first counts. "" fits every name.
+        image_ending: what ends an image's name in the place of an encoding's ending.
+        ignore_index: trainId of pixels that count for nothing.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    small_thin: tuple[str, ...]
+    encodings: Mapping[str, Encoding]
+    image_ending: str = ""
+    ignore_index: int = 255
+
+    @property
+    def small_thin_ids(self) -> tuple[int, ...]:
+        """trainIds of the small and thin classes."""
+        return tuple(self.classes.index(name) for name in self.small_thin)
+
+    def label_ending(self, path: str | Path) -> str | None:
+        """The ending among `encodings` that fits a label file's name; None for a file of another kind."""
+        stem = Path(path).stem
+        return next((ending for ending in self.encodings if stem.endswith(ending)), None)
+
+    def to_train_ids(self, stored: np.ndarray, path: str | Path) -> np.ndarray:
+        """Turn the HxW uint8 values of the label file `path` into HxW uint8 trainIds; its name says how.
+
+        Raises:
+            ValueError: the name fits no encoding, or values that the encoding doesn't know.
+        """
+        ending = self.label_ending(path)
+        if ending is None:
+            endings = ", ".join(f"*{ending}" for ending in self.encodings)
+            raise ValueError(f"{path}: label files of {self.name} are named {endings}")
+        encoding = self.encodings[ending]
+        values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()
+        unknown = [value for value in values if value not in encoding]
+        if unknown:
+            raise ValueError(f"{path}: label ids {unknown} don't belong to {self.name} ({_ranges(encoding)})")
+        return cv2.LUT(stored, self._tables[ending])
+
+    @cached_property
+    def _tables(self) -> dict[str, np.ndarray]:
+        tables = {}
+        for ending, encoding in self.encodings.items():
+            table = np.full(256, self.ignore_index, np.uint8)
+            for value, train_id in encoding.items():
+                if train_id is not None:
+                    table[value] = train_id
+            tables[ending] = table
+        return tables
+
+
+def train_id_encoding(num_classes: int, *ignored: int) -> Encoding:
+    """trainIds stored as they are, and the values in `ignored` that mean no class."""
+    return {**{i: i for i in range(num_classes)}, **dict.fromkeys(ignored)}
+
+
+def _ranges(values: Encoding) -> str:
+    """The values in short: "0..18, 255"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(f"{a}..{b}" if a < b else str(a) for a, b in runs)

@@ -1,0 +1,49 @@
+"""Which image (or prediction) belongs to which label file: by relative path and name, less the data set's endings."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fullres.pipeline.datasets.dataset import Dataset
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff")
+
+
+class PairingError(ValueError):
+    """Files without their counterpart. The message names up to ten; `problems` holds all, one line each."""
+
+    def __init__(self, headline: str, problems: list[str]) -> None:
+        self.problems = problems
+        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+        super().__init__("\n  ".join([headline, *shown]))
+
+
+def pair_with_labels(
+    images: Iterable[tuple[Path, Path]], label_dir: Path, dataset: Dataset, what: str
+) -> list[tuple[Path, Path]]:
+    """(image, label file) for each (image, relative stem), sorted. `what` names the images in messages.
+
+    Raises PairingError for images without labels, labels without image and two images of one frame.
+    """
+    by_key: dict[str, Path] = {}
+    for path, stem in images:
+        key = stem.as_posix().removesuffix(dataset.image_ending)
+        if key in by_key:
+            raise PairingError(f"two {what}s for one frame:", [str(by_key[key]), str(path)])
+        by_key[key] = path
+    if not label_dir.is_dir():
+        raise PairingError(f"{label_dir}: no such folder", [])
+    labels: dict[str, Path] = {}
+    files = sorted(p for p in label_dir.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES and p.name[0] != ".")
+    for ending in dataset.encodings:  # where a frame is stored in two ways, the first encoding counts
+        for path in files:
+            if dataset.label_ending(path) == ending:
+                key = path.relative_to(label_dir).with_suffix("").as_posix().removesuffix(ending)
+                labels.setdefault(key, path)
+    if not labels:
+        names = ", ".join(f"*{ending}.png" for ending in dataset.encodings)
+        raise PairingError(f"{label_dir}: no labels of {dataset.name}; they are named {names}", [])
+    unmatched = [f"{by_key[key]}: no label" for key in sorted(by_key.keys() - labels.keys())]
+    unmatched += [f"{labels[key]}: no {what}" for key in sorted(labels.keys() - by_key.keys())]
+    if unmatched:
+        raise PairingError(f"files without their counterpart ({len(unmatched)}):", unmatched)
+    return [(by_key[key], labels[key]) for key in sorted(labels)]
