@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.geometry import Span
-from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, trace
+from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, UnsupportedModule, trace
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
 
 Region = tuple[Span, Span]  # rows and columns
@@ -176,12 +176,12 @@ def split_merge(network: nn.Module) -> FullResolution:
 
 
 def build_levels(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Level, ...]:
-    """Steps grouped by their stride. Raises ValueError unless each stride divides the next."""
+    """Steps grouped by their stride. Raises UnsupportedModule unless each stride divides the next."""
     strides = sorted({s.stride for s in steps} | {(1, 1)})
     for before, after in zip(strides, strides[1:], strict=False):
         if after[0] % before[0] or after[1] % before[1]:
-            raise ValueError(f"output stride {before} does not divide {after}: the network's strides form no tree")
-    steps = _without_picks(steps)
+            raise UnsupportedModule(f"output stride {before} does not divide {after}: the network's strides form no tree")
+    steps = _without_picks(steps, outputs)
     level_of = {s.name: strides.index(s.stride) for s in steps} | {IMAGE: -1}
     levels: list[Level] = []
     before = (1, 1)
@@ -197,7 +197,7 @@ def build_levels(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Level, 
     return tuple(levels)
 
 
-def _without_picks(steps: Sequence[Step]) -> list[Step]:
+def _without_picks(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
     """Without the 1x1 pools that became the identity because their input is computed at their stride."""
     stride = {s.name: s.stride for s in steps}
     same: dict[str, str] = {}
@@ -205,7 +205,7 @@ def _without_picks(steps: Sequence[Step]) -> list[Step]:
     for step in steps:
         step = replace(step, inputs=tuple(same.get(n, n) for n in step.inputs))
         is_pick = step.op == "max_pool" and all(axis.reach == (0, 0) for axis in step.reach)
-        if is_pick and stride.get(step.inputs[0]) == step.stride:
+        if is_pick and stride.get(step.inputs[0]) == step.stride and step.name not in outputs:
             same[step.name] = step.inputs[0]
         else:
             kept.append(step)
@@ -241,18 +241,17 @@ def _run_step(
     owned: Sequence[bool],
 ) -> Tensor:
     """One step for a batch of nodes. `owned` inputs may be overwritten."""
-    batch = len(offsets)
     parts = []
-    blocks = batch // min(len(sources[name].offsets) for name in step.inputs)
-    for block in range(blocks):
-        tensors, pads = [], []
+    block = min(len(sources[name].offsets) for name in step.inputs)
+    for i in range(0, len(offsets), block):
+        tensors, pads, ratios = [], [], []
         for name in step.inputs:
             source = sources[name]
-            first = offsets[block * len(source.offsets)] if blocks > 1 else offsets[0]
+            j = i % len(source.offsets)
             spans, before, after = [], [], []
             for a in (0, 1):
                 ratio = stride[a] // source.stride[a]
-                shift = (first[a] - source.offsets[0][a]) // source.stride[a]
+                shift = (offsets[i][a] - source.offsets[j][a]) // source.stride[a]
                 reads = step.reach[a].reads(region[a], shift, ratio)
                 inside = reads.clip(lattice_length(size[a], source.offsets[0][a], source.stride[a]))
                 if inside.length == 0:  # only padding is read
@@ -260,22 +259,21 @@ def _run_step(
                 spans.append(inside)
                 before.append(inside.start - reads.start)
                 after.append(reads.stop - inside.stop)
-            tensors.append(source.crop((spans[0], spans[1])))
+            tensors.append(source.crop((spans[0], spans[1]))[j : j + block])
             pads.append((before, after))
-        ratios = tuple(stride[a] // sources[step.inputs[0]].stride[a] for a in (0, 1))
-        parts.append(_apply(step, tensors, pads[0], ratios, owned))  # type: ignore[arg-type]
+            ratios.append((stride[0] // source.stride[0], stride[1] // source.stride[1]))
+        parts.append(_apply(step, tensors, pads[0], ratios, owned))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _apply(
-    step: Step, tensors: list[Tensor], pads: tuple[list[int], list[int]], stride: Pair, owned: Sequence[bool]
+    step: Step, tensors: list[Tensor], pads: tuple[list[int], list[int]], strides: list[Pair], owned: Sequence[bool]
 ) -> Tensor:
-    """`step` on its input region, `pads` elements outside the image around it, at `stride`."""
+    """`step` on its input region, `pads` elements outside the image around it; each input at its stride."""
     if step.op == "pointwise":
-        if stride != (1, 1):
-            tensors = [t[:, :, :: stride[0], :: stride[1]] for t in tensors]
+        tensors = [t[:, :, ::rows, ::columns] for t, (rows, columns) in zip(tensors, strides, strict=True)]
         return _pointwise(step, tensors, owned)
-    x = tensors[0]
+    x, stride = tensors[0], strides[0]
     (top, left), (bottom, right) = pads
     if step.op == "convolution":
         conv = step.call
@@ -299,9 +297,11 @@ def _apply(
 
 def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tensor:
     """An elementwise step; in inference ReLU and addition write over an input that nobody reads again."""
+    if _is_relu(step.call):
+        return tensors[0].relu_() if owned[0] and not torch.is_grad_enabled() else tensors[0].relu()
+    if getattr(step.call, "inplace", False) and not owned[0]:
+        tensors = [tensors[0].clone()]
     if not torch.is_grad_enabled() and owned[0]:
-        if _is_relu(step.call):
-            return tensors[0].relu_()
         if isinstance(step.call, FunctionCall) and step.call.is_sum:
             return tensors[0].add_(tensors[1])
     return step.call(*tensors)

@@ -56,6 +56,21 @@ class Step:
     stride: Pair = (1, 1)
 
 
+class _Proxy(fx.Proxy):
+    """Keeps `x += y` apart from `x = x + y`: the first also changes what else is called x."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[str]]:
     """The steps of `network` in order, and the names of its outputs.
 
@@ -64,7 +79,7 @@ def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[st
     Raises UnsupportedModule.
     """
     try:
-        graph = fx.Tracer().trace(network)
+        graph = _Tracer().trace(network)
     except Exception as error:
         raise UnsupportedModule(f"{type(network).__name__} cannot be traced: {error}") from error
     steps: dict[str, Step] = {}
@@ -85,9 +100,11 @@ def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[st
             step = _step(network, node, value, steps, in_channels)
             if isinstance(step, str):
                 value[node] = step
-            else:
-                steps[step.name] = step
-                value[node] = step.name
+                continue
+            if _overwrites(network, node):  # who reads the input from here on, reads the result
+                value |= {n: step.name for n, name in value.items() if name == step.inputs[0]}
+            steps[step.name] = step
+            value[node] = step.name
     if IMAGE in outputs:
         raise UnsupportedModule(f"{type(network).__name__} returns its input")
     return _coarsened(_wanted(list(steps.values()), outputs), outputs), outputs
@@ -101,13 +118,18 @@ def _step(
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
         where = f"module '{node.target}' ({type(module).__name__})"
-    elif node.op == "call_function":
-        where = f"function {getattr(node.target, '__name__', node.target)}"
+    else:
+        if node.op == "call_function":
+            where = f"function {getattr(node.target, '__name__', node.target)}"
+        if owners := [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]:
+            where += f" in module '{owners[-1]}'"
 
     def refuse(why: str) -> UnsupportedModule:
         return UnsupportedModule(f"{where} has no full-resolution form: {why}")
 
-    inputs = tuple(value[n] for n in node.all_input_nodes)
+    read: list[fx.Node] = []  # one for each place of the call, unlike node.all_input_nodes
+    fx.node.map_arg((node.args, node.kwargs), read.append)
+    inputs = tuple(value[n] for n in read)
     channels = [steps[i].channels if i in steps else in_channels for i in inputs]
     strides = {steps[i].stride if i in steps else (1, 1) for i in inputs}
     if len(strides) > 1:
@@ -142,8 +164,8 @@ def _step(
             raise refuse(f"it joins features of {channels} channels")
         target = node.target if callable(node.target) else getattr(torch.Tensor, str(node.target).rstrip("_"))
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
-        call = FunctionCall(target, tuple(None if isinstance(a, fx.Node) else a for a in node.args), kwargs)
-        return Step(name, "pointwise", inputs * (2 if _squares(node) else 1), call, channels[0], stride=stride)
+        args, kwargs = fx.node.map_arg((node.args, kwargs), lambda _: None)
+        return Step(name, "pointwise", inputs, FunctionCall(target, args, kwargs), channels[0], stride=stride)
     known = "convolutions, max and average pools, batch norm, elementwise functions and concatenation have one"
     raise refuse(known)
 
@@ -152,8 +174,13 @@ def _join_channels(*tensors: Tensor) -> Tensor:
     return torch.cat(tensors, 1)
 
 
-def _squares(node: fx.Node) -> bool:
-    return len(node.args) == 2 and node.args[0] is node.args[1]
+def _overwrites(network: nn.Module, node: fx.Node) -> bool:
+    """Whether a call writes its result over its first input."""
+    if node.op == "call_module":
+        return getattr(network.get_submodule(str(node.target)), "inplace", False)
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return node.kwargs.get("inplace", False) or node.target in (operator.iadd, operator.imul)
 
 
 @dataclass(frozen=True)
@@ -176,7 +203,8 @@ class FunctionCall:
     def __call__(self, *tensors: Tensor) -> Tensor:
         given = iter(tensors)
         target = {operator.iadd: operator.add, operator.imul: operator.mul}.get(self.target, self.target)  # type: ignore[call-overload]
-        return target(*[next(given) if a is None else a for a in self.args], **self.kwargs)
+        args = [next(given) if a is None else a for a in self.args]
+        return target(*args, **{k: next(given) if a is None else a for k, a in self.kwargs.items()})
 
 
 def _pair(x: Any) -> Pair:
@@ -200,12 +228,12 @@ def _pool(module: nn.Module | None, node: fx.Node) -> tuple[str, Callable[..., T
     if isinstance(module, nn.MaxPool2d):
         given, maximum = {n: getattr(module, n) for n in names}, True
     elif isinstance(module, nn.AvgPool2d):
-        names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+        names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"]
         given, maximum = {n: getattr(module, n) for n in names}, False
-    elif node.target is F.max_pool2d or getattr(node.target, "__name__", "") == "boolean_dispatch":
+    elif node.target in (F.max_pool2d, torch.max_pool2d):
         given, maximum = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}, True
     elif node.target is F.avg_pool2d:
-        names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"]
+        names = ["kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"]
         given, maximum = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}, False
     else:
         return None
@@ -215,8 +243,10 @@ def _pool(module: nn.Module | None, node: fx.Node) -> tuple[str, Callable[..., T
     sliding = tuple(Sliding(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     if maximum:
         return "max_pool", partial(F.max_pool2d, kernel_size=kernel, dilation=dilation), sliding  # type: ignore[return-value]
-    op = "average_pool" if given.get("count_include_pad", True) else "average_pool_inside"
-    return op, partial(F.avg_pool2d, kernel_size=kernel), sliding  # type: ignore[return-value]
+    divisor = given.get("divisor_override")
+    inside = not given.get("count_include_pad", True) or (given.get("ceil_mode") and padding == (0, 0))
+    op = "average_pool_inside" if inside and divisor is None else "average_pool"
+    return op, partial(F.avg_pool2d, kernel_size=kernel, divisor_override=divisor), sliding  # type: ignore[return-value]
 
 
 def _sliding(

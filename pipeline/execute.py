@@ -23,7 +23,7 @@ from fullres.models.trace import IMAGE
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
 from fullres.pipeline.cost import demands, node_span, strips_of
-from fullres.pipeline.plan import Grain, Plan, Precision, output_spans
+from fullres.pipeline.plan import Grain, Plan, Precision, Schedule, output_spans
 from fullres.pipeline.transforms import normalise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -75,10 +75,10 @@ class ImageSource:
         return normalise(torch.from_numpy(part).to(self.device), self.dtype)[None]
 
 
-def tile_window(tree: FullResolution, plan: Plan, tile: int) -> Region:
+def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
     """The part of the image that a tile is computed from: the tile and its halo, clipped to the image."""
     spans = tuple(
-        demands(tree, a, output_spans(tree, a, plan.tiles[tile][a], plan.size[a], plan.dense))[IMAGE].clip(plan.size[a])
+        demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[IMAGE].clip(schedule.size[a])
         for a in (0, 1)
     )
     return spans  # type: ignore[return-value]
@@ -95,16 +95,16 @@ class Predictor:
         self.tree.requires_grad_(False)
 
     @torch.inference_mode()
-    def run(self, plan: Plan, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
+    def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
         """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
 
         window: what `tile_window` says, (rows, columns, 3) uint8. Scores are float32, float16 if the precision
         is bf16.
         """
-        region = tile_window(self.tree, plan, grain.tile)
+        region = tile_window(self.tree, schedule, grain.tile)
         image = ImageSource(window, (region[0].start, region[1].start), self.dtype, self.device)
-        run = _Run(self.tree, plan, grain, scores)
-        if plan.dense:
+        run = _Run(self.tree, schedule, grain, scores)
+        if schedule.dense:
             run.descend(-1, [(0, 0)], {IMAGE: image})
         else:
             run.interpolate({IMAGE: image})
@@ -114,16 +114,16 @@ class Predictor:
 class _Run:
     """One grain's way through the tree."""
 
-    def __init__(self, tree: FullResolution, plan: Plan, grain: Grain, scores: bool) -> None:
-        self.tree, self.plan, self.grain, self.scores = tree, plan, grain, scores
-        self.tile = plan.tiles[grain.tile]
+    def __init__(self, tree: FullResolution, schedule: Schedule, grain: Grain, scores: bool) -> None:
+        self.tree, self.schedule, self.grain, self.scores = tree, schedule, grain, scores
+        self.tile = schedule.tiles[grain.tile]
         self.demands = [
-            demands(tree, a, output_spans(tree, a, self.tile[a], plan.size[a], plan.dense)) for a in (0, 1)
+            demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense)) for a in (0, 1)
         ]
         self.stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
         shape = tuple(lattice_length(self.tile[a].length, grain.offset[a], self.stride[a]) for a in (0, 1))
         if scores:
-            dtype = np.float16 if plan.precision == "bf16" else np.float32
+            dtype = np.float16 if schedule.precision == "bf16" else np.float32
             self.result = np.empty((tree.channels[0], *shape), dtype)
         else:
             self.result = np.empty(shape, np.uint8)
@@ -156,11 +156,11 @@ class _Run:
 
         def lengths(phase: Pair) -> Pair:
             return tuple(  # type: ignore[return-value]
-                lattice_length(self.plan.size[a], parent[a] + phase[a] * stride[a], own[a]) for a in (0, 1)
+                lattice_length(self.schedule.size[a], parent[a] + phase[a] * stride[a], own[a]) for a in (0, 1)
             )
 
         batches = []
-        fanout = self.plan.fanouts[level]
+        fanout = self.schedule.fanouts[level]
         for _, group in groupby(sorted(phases_of(window), key=lengths, reverse=True), key=lengths):
             phases = list(group)
             batches += [phases[i : i + fanout] for i in range(0, len(phases), fanout)]
@@ -169,7 +169,7 @@ class _Run:
     def _region(self, level: int, offset: Pair) -> tuple[Region, Pair]:
         """What the nodes of a level must export, and the size of their lattices."""
         own = self.tree.levels[level]
-        lengths = tuple(lattice_length(self.plan.size[a], offset[a], own.stride[a]) for a in (0, 1))
+        lengths = tuple(lattice_length(self.schedule.size[a], offset[a], own.stride[a]) for a in (0, 1))
         name = own.exports[0]
         region = tuple(node_span(self.demands[a][name], own.stride[a], lengths[a]) for a in (0, 1))
         return region, lengths  # type: ignore[return-value]
@@ -177,8 +177,8 @@ class _Run:
     def _run_level(
         self, level: int, offsets: Sequence[Pair], region: Region, sources: Mapping[str, Source]
     ) -> dict[str, Piece]:
-        size = self.plan.size
-        strips = list(strips_of(region[0], self.plan.strips[level]))
+        size = self.schedule.size
+        strips = list(strips_of(region[0], self.schedule.strips[level]))
         if len(strips) == 1:
             return self.tree.run_level(level, sources, offsets, region, size)
         whole: dict[str, Piece] = {}
@@ -212,9 +212,9 @@ class _Run:
             region, _ = self._region(level, (0, 0))
             pieces.update(self._run_level(level, [(0, 0)], region, {**sources, **pieces}))
         fine, *coarser = (pieces[name] for name in self.tree.outputs)
-        sizes = [tuple(lattice_length(self.plan.size[a], 0, p.stride[a]) for a in (0, 1)) for p in (fine, *coarser)]
+        sizes = [tuple(lattice_length(self.schedule.size[a], 0, p.stride[a]) for a in (0, 1)) for p in (fine, *coarser)]
         rows, columns = (
-            Span(*bilinear_reads(*self.tile[a], sizes[0][a], self.plan.size[a])) for a in (0, 1)
+            Span(*bilinear_reads(*self.tile[a], sizes[0][a], self.schedule.size[a])) for a in (0, 1)
         )
         total = fine.crop((rows, columns)).float()
         for piece, in_size in zip(coarser, sizes[1:], strict=True):
@@ -225,15 +225,15 @@ class _Run:
         for start in range(*self.tile[0], height):
             stop = min(start + height, self.tile[0].stop)
             full = bilinear_window(
-                total, (rows.start, columns.start), sizes[0], self.plan.size, (start, stop), left  # type: ignore[arg-type]
+                total, (rows.start, columns.start), sizes[0], self.schedule.size, (start, stop), left  # type: ignore[arg-type]
             )[0]
             block = full if self.scores else full.argmax(0).to(torch.uint8)
             self.result[..., start - top : stop - top, :] = block.cpu().numpy()
 
 
-def place(out: np.ndarray, plan: Plan, tree: FullResolution, grain: Grain, result: np.ndarray) -> None:
+def place(out: np.ndarray, schedule: Schedule, tree: FullResolution, grain: Grain, result: np.ndarray) -> None:
     """Merge pooling (Eq. 2): a grain's result into the image's array (..., H, W)."""
-    tile = plan.tiles[grain.tile]
+    tile = schedule.tiles[grain.tile]
     stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
     region = out[..., tile[0].start : tile[0].stop, tile[1].start : tile[1].stop]
     region[..., grain.offset[0] :: stride[0], grain.offset[1] :: stride[1]] = result
@@ -250,16 +250,16 @@ def predict_image(
 
     image: H x W x 3 uint8, of the plan's size.
     """
-    if image.shape != (*plan.size, 3):
-        raise ValueError(f"image is {image.shape}, the plan is for {plan.size}")
+    if image.shape != (*plan.schedule.size, 3):
+        raise ValueError(f"image is {image.shape}, the plan is for {plan.schedule.size}")
     out: np.ndarray | None = None
     for grain in plan.grains:
-        rows, columns = tile_window(predictor.tree, plan, grain.tile)
+        rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
         window = image[rows.start : rows.stop, columns.start : columns.stop]
-        result = predictor.run(plan, grain, window, scores)
+        result = predictor.run(plan.schedule, grain, window, scores)
         if out is None:
-            out = np.empty((*result.shape[:-2], *plan.size), result.dtype)
-        place(out, plan, predictor.tree, grain, result)
+            out = np.empty((*result.shape[:-2], *plan.schedule.size), result.dtype)
+        place(out, plan.schedule, predictor.tree, grain, result)
         progress(grain)
     assert out is not None
     return out

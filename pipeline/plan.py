@@ -12,7 +12,7 @@ and layer1.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any, Literal
@@ -50,8 +50,9 @@ class Grain:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to run for one image; plain values only. `dense`: every phase (SMP) or the first only (FCN)."""
+class Schedule:
+    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the first
+    alone (FCN32s, FCN8s). `peak_bytes` is the predicted peak beyond the model's own memory."""
 
     size: Pair
     precision: Precision
@@ -59,9 +60,16 @@ class Plan:
     tiles: tuple[Region, ...]
     fanouts: tuple[int, ...]
     strips: tuple[int, ...]
-    grains: tuple[Grain, ...]
     peak_bytes: int
-    least_macs: int  # of the whole image in one piece, nothing repeated
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run for one image; plain values only. `least_macs`: the image in one piece, nothing repeated."""
+
+    schedule: Schedule
+    grains: tuple[Grain, ...]
+    least_macs: int
 
     @property
     def macs(self) -> int:
@@ -77,10 +85,11 @@ class Plan:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Plan":
-        tiles = tuple((Span(*rows), Span(*columns)) for rows, columns in value["tiles"])
+        schedule = value["schedule"]
+        tiles = tuple((Span(*rows), Span(*columns)) for rows, columns in schedule["tiles"])
+        tuples = {name: tuple(schedule[name]) for name in ("size", "fanouts", "strips")}
         grains = tuple(Grain(**{**g, "offset": tuple(g["offset"])}) for g in value["grains"])
-        pairs = {name: tuple(value[name]) for name in ("size", "fanouts", "strips")}
-        return Plan(**{**value, **pairs, "tiles": tiles, "grains": grains})
+        return Plan(Schedule(**{**schedule, **tuples, "tiles": tiles}), grains, value["least_macs"])
 
 
 class BudgetError(ValueError):
@@ -105,12 +114,9 @@ def plan_image(
     `images` of this size are to be predicted in all. Raises BudgetError.
     """
     schedule = _Scheduler(tree, size, precision, device, dense, scores).best(memory_budget)
-    grains = _cheapest_grains(tree, schedule, size, dense, workers, images)
-    whole = ((Span(0, size[0]), Span(0, size[1])),)
-    least = sum(g.macs for g in _grains(tree, _Schedule(whole, schedule.fanouts, (1,) * len(tree.levels), 0), size, dense, -1))
-    return Plan(
-        size, precision, dense, schedule.tiles, schedule.fanouts, schedule.strips, grains, schedule.peak, least
-    )  # fmt: skip
+    whole = replace(schedule, tiles=((Span(0, size[0]), Span(0, size[1])),), strips=(1,) * len(tree.levels))
+    least = sum(g.macs for g in _grains(tree, whole, -1))
+    return Plan(schedule, _cheapest_grains(tree, schedule, workers, images), least)
 
 
 def output_spans(tree: FullResolution, axis: int, tile: Span, length: int, dense: bool) -> dict[str, Span]:
@@ -125,14 +131,6 @@ def output_spans(tree: FullResolution, axis: int, tile: Span, length: int, dense
     return {name: Span(max(0, tile.start - margin), min(length, tile.stop + margin)) for name in tree.outputs}
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    tiles: tuple[Region, ...]
-    fanouts: tuple[int, ...]
-    strips: tuple[int, ...]
-    peak: int
-
-
 class _Scheduler:
     """Finds tiles, fan-outs and strips."""
 
@@ -140,19 +138,19 @@ class _Scheduler:
         self, tree: FullResolution, size: Pair, precision: Precision, device: str, dense: bool, scores: bool
     ) -> None:
         self.tree, self.size, self.dense, self.scores = tree, size, dense, scores
-        self.itemsize = ITEMSIZE[precision]
+        self.precision, self.itemsize = precision, ITEMSIZE[precision]
         self.device = device
         self.channels = {s.name: s.channels for level in tree.levels for s in level.steps} | {IMAGE: 3}
 
-    def best(self, budget: int) -> _Schedule:
+    def best(self, budget: int) -> Schedule:
         usable = int((budget - RESERVE) * USABLE)
-        best: tuple[int, _Schedule] | None = None
+        best: tuple[int, Schedule] | None = None
         worse = 0
         for tiles in self._grids():
             schedule = self._fit(tiles, usable)
             if schedule is None:
                 continue
-            macs = sum(g.macs for g in _grains(self.tree, schedule, self.size, self.dense, -1))
+            macs = sum(g.macs for g in _grains(self.tree, schedule, -1))
             if best is None or macs < best[0]:
                 best, worse = (macs, schedule), 0
             else:
@@ -194,7 +192,7 @@ class _Scheduler:
     def _demands(self, tile: Region, axis: int) -> dict[str, Span]:
         return demands(self.tree, axis, output_spans(self.tree, axis, tile[axis], self.size[axis], self.dense))
 
-    def _fit(self, tiles: tuple[Region, ...], usable: int) -> _Schedule | None:
+    def _fit(self, tiles: tuple[Region, ...], usable: int) -> Schedule | None:
         tile = self._largest(tiles)
         fanouts = self._wished_fanouts(tile)
         while True:
@@ -206,7 +204,8 @@ class _Scheduler:
                     break
                 strips = (*strips, strip)
             else:
-                return _Schedule(tiles, fanouts, strips, self._peak(tile, fanouts, strips))
+                peak = self._peak(tile, fanouts, strips)
+                return Schedule(self.size, self.precision, self.dense, tiles, fanouts, strips, peak)
             wide = [j for j, f in enumerate(fanouts) if f > 1]
             if not wide:
                 return None
@@ -265,14 +264,14 @@ def tile_grid(size: Pair, side: int, stride: Pair) -> tuple[Region, ...]:
 
 
 def _cheapest_grains(
-    tree: FullResolution, schedule: _Schedule, size: Pair, dense: bool, workers: int, images: int
+    tree: FullResolution, schedule: Schedule, workers: int, images: int
 ) -> tuple[Grain, ...]:
     """Grains of the level that ends soonest; of those that end within 0.5 % of each other, the finest."""
     best: tuple[float, tuple[Grain, ...]] | None = None
-    for level in range(-1, len(tree.levels) if dense else 0):
+    for level in range(-1, len(tree.levels) if schedule.dense else 0):
         if any(f > 1 for f in schedule.fanouts[: level + 1]):
             break  # a batch is never cut: its bytes would change
-        grains = _grains(tree, schedule, size, dense, level)
+        grains = _grains(tree, schedule, level)
         ends = -(-len(grains) * images // workers) * max(g.macs for g in grains)
         if best is None or ends <= best[0] * 1.005:
             best = (min(ends, best[0]) if best else ends, grains)
@@ -280,7 +279,8 @@ def _cheapest_grains(
     return best[1]
 
 
-def _grains(tree: FullResolution, schedule: _Schedule, size: Pair, dense: bool, level: int) -> tuple[Grain, ...]:
+def _grains(tree: FullResolution, schedule: Schedule, level: int) -> tuple[Grain, ...]:
+    size, dense = schedule.size, schedule.dense
     stride = tree.levels[level].stride if level >= 0 else (1, 1)
     weights = np.array([macs_per_element(step) for step in convolutions(tree)], dtype=np.int64)
     grains: list[Grain] = []
