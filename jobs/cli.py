@@ -2,6 +2,8 @@
 
 import typer
 
+from fullres.jobs.evaluate import evaluate
+from fullres.jobs.predict import predict
 from fullres.jobs.scenes import scenes
 from fullres.jobs.train import train
 
@@ -11,6 +13,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command()(predict)
+app.command()(evaluate)
 app.command()(scenes)
 app.command()(train)
 

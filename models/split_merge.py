@@ -254,8 +254,6 @@ def _run_step(
                 shift = (offsets[i][a] - source.offsets[j][a]) // source.stride[a]
                 reads = step.reach[a].reads(region[a], shift, ratio)
                 inside = reads.clip(lattice_length(size[a], source.offsets[0][a], source.stride[a]))
-                if inside.length == 0:  # only padding is read
-                    inside = Span(min(max(reads.start, 0), inside.start), min(max(reads.start, 0), inside.start))
                 spans.append(inside)
                 before.append(inside.start - reads.start)
                 after.append(reads.stop - inside.stop)

@@ -253,6 +253,8 @@ def _sliding(
     step: Step, sliding: tuple[Sliding, Sliding], stride: Pair, refuse: Callable[[str], UnsupportedModule]
 ) -> Step:
     for axis in sliding:
+        if axis.reach[1] < 0:
+            raise refuse(f"kernel {axis.kernel} with padding {axis.padding} reads nothing but padding at the border")
         if axis.stride == 1 and axis.kernel > 1 and axis.kernel % 2 == 1 and not axis.keeps_size:
             raise refuse(
                 f"kernel {axis.kernel} with padding {axis.padding} and dilation {axis.dilation} does not keep the "

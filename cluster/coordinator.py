@@ -1,0 +1,312 @@
+"""A stream of images over many workers: hands out grains, merges results as they arrive, survives lost workers.
+
+Grains of all images in flight wait in one queue; each worker holds at most two of them, so faster workers take
+more and none waits for the network. The next image is read when the queue runs low: its grains start before the
+last image's end. Only the uint8 image (the part a tile needs) goes out and only class ids, or scores if asked,
+come back. A grain whose worker died goes back to the head of the queue; Ray restarts the worker.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from fullres.cluster.workers import Device, Done, WorkerInfo, places, start_worker
+from fullres.models.catalogue import Network
+from fullres.models.split_merge import Pair
+from fullres.pipeline.execute import place, tile_window, tree_of
+from fullres.pipeline.images import ImageError
+from fullres.pipeline.plan import BudgetError, Grain, Plan, Precision, plan_image
+
+# Two: one runs while the next one's image is on its way.
+_HELD = 2
+# A grain that so many workers died of is the cause, not the victim.
+_ATTEMPTS = 10
+_CLUSTER_POLL = 5.0  # seconds between looks for new nodes
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to label."""
+
+    path: Path
+    stem: Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run. `workers` None: as many as the cluster has room for, also when it grows."""
+
+    precision: Precision
+    memory_budget: int
+    workers: int | None
+    device: Device
+    scores: bool = False
+    strict: bool = False
+
+
+@dataclass
+class WorkerState:
+    """One worker as the coordinator sees it."""
+
+    name: str
+    handle: Any
+    info: WorkerInfo | None = None  # None: starting, or starting again
+    started: float = 0.0
+    busy: float = 0.0
+    grains: int = 0
+    restarts: int = 0
+    peak_bytes: int = 0
+    held: set[Any] = field(default_factory=set)
+
+
+@dataclass
+class Status:
+    """What has happened so far; updated in place."""
+
+    images: int
+    done: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    grains: int = 0
+    grains_done: int = 0
+    grains_rerun: int = 0
+    macs_done: int = 0
+    in_flight: int = 0  # images handed out and not complete
+    bytes_out: int = 0
+    bytes_back: int = 0
+    image_bytes: int = 0
+    workers: list[WorkerState] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+    first_grain: float | None = None
+    elapsed: float = 0.0
+
+
+class WorkersLost(RuntimeError):
+    """No worker could be started, or a grain has outlived too many of them."""
+
+
+@dataclass
+class _Job:
+    """An image in flight."""
+
+    task: Task
+    plan: Plan
+    image: np.ndarray
+    windows: list[Any]
+    left: int
+    out: np.ndarray | None = None
+    failed: bool = False
+
+
+@dataclass
+class _Work:
+    job: _Job
+    grain: Grain
+    attempts: int = 0
+
+
+Read = Callable[[Path], np.ndarray]
+Write = Callable[[Task, np.ndarray, np.ndarray], None]
+
+
+class Coordinator:
+    """Runs one network over many images on the workers of the connected Ray cluster."""
+
+    def __init__(self, network: Network, options: Options) -> None:
+        self.options = options
+        self.tree, self.dense = tree_of(network)
+        self.network = ray.put(network)
+        self.plans: dict[Pair, Plan] = {}
+        self.status = Status(images=0)
+        self.queue: deque[_Work] = deque()
+        self.running: dict[Any, tuple[WorkerState, _Work]] = {}
+        self.pings: dict[Any, WorkerState] = {}
+        self.polled = time.monotonic()
+        for _ in range(options.workers or max(1, places(options.device))):
+            self._add_worker()
+
+    def run(
+        self, tasks: Sequence[Task], read: Read, write: Write, report: Callable[[Status], None] = lambda status: None
+    ) -> Status:
+        """Label every image: `write(task, image, result)` gets H x W uint8 class ids, or classes x H x W scores.
+
+        `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, or that
+        no plan fits, is left out and listed in the status with its reason; `strict` raises instead. `report` is
+        called about ten times a second. Raises WorkersLost.
+        """
+        self.status.images = len(tasks)
+        waiting = deque(tasks)
+        reads: deque[tuple[Task, Future[np.ndarray]]] = deque()
+        writes: dict[Future[None], Task] = {}
+        with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+            try:
+                while waiting or reads or self.queue or self.running or writes:
+                    while waiting and len(reads) < 2:
+                        task = waiting.popleft()
+                        reads.append((task, readers.submit(read, task.path)))
+                    while reads and self._wants_more(len(writes)) and (reads[0][1].done() or not self.running):
+                        self._admit(*reads.popleft(), len(tasks))
+                    self._hand_out()
+                    for job in self._collect():
+                        assert job.out is not None
+                        writes[writers.submit(write, job.task, job.image, job.out)] = job.task
+                    for future in [f for f in writes if f.done()]:
+                        task = writes.pop(future)
+                        future.result()
+                        self.status.done += 1
+                        self.status.in_flight -= 1
+                    self._watch()
+                    self.status.elapsed = time.monotonic() - self.status.begun
+                    report(self.status)
+            finally:
+                for _, pending in reads:
+                    pending.cancel()
+        return self.status
+
+    def _wants_more(self, writing: int) -> bool:
+        """Whether the queue runs low. Not while results wait to be written: they hold memory."""
+        ready = sum(w.info is not None for w in self.status.workers)
+        return len(self.queue) < _HELD * max(1, ready) and writing < 4
+
+    def _admit(self, task: Task, future: "Future[np.ndarray]", images: int) -> None:
+        try:
+            image = future.result()
+            size = (image.shape[0], image.shape[1])
+            if size not in self.plans:
+                self.plans[size] = plan_image(
+                    self.tree, size, workers=len(self.status.workers), memory_budget=self.options.memory_budget,
+                    precision=self.options.precision, device=self.options.device, images=images, dense=self.dense,
+                    scores=self.options.scores,
+                )  # fmt: skip
+        except (ImageError, BudgetError) as error:
+            self._fail(task, str(error))
+            return
+        plan = self.plans[size]
+        windows = []
+        for tile in range(len(plan.schedule.tiles)):
+            rows, columns = tile_window(self.tree, plan.schedule, tile)
+            window = image[rows.start : rows.stop, columns.start : columns.stop]
+            windows.append(ray.put(np.ascontiguousarray(window)))
+            self.status.bytes_out += window.nbytes
+        self.status.image_bytes += image.nbytes
+        job = _Job(task, plan, image, windows, len(plan.grains))
+        self.queue.extend(_Work(job, grain) for grain in plan.grains)
+        self.status.grains += len(plan.grains)
+        self.status.in_flight += 1
+
+    def _hand_out(self) -> None:
+        """Grains to the workers that hold fewest."""
+        while self.queue:
+            free = [w for w in self.status.workers if w.info is not None and len(w.held) < _HELD]
+            if not free:
+                return
+            worker = min(free, key=lambda w: len(w.held))
+            work = self.queue.popleft()
+            if work.job.failed:
+                continue
+            reference = worker.handle.run.remote(
+                work.job.plan.schedule, work.grain, work.job.windows[work.grain.tile], self.options.scores
+            )
+            worker.held.add(reference)
+            self.running[reference] = (worker, work)
+
+    def _collect(self) -> Iterator[_Job]:
+        """Wait a moment for results; yields the images that are complete."""
+        references = [*self.running, *self.pings]
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0) if references else ([], [])
+        if not ready:
+            if not references:
+                time.sleep(0.01)
+                return
+            ready, _ = ray.wait(references, num_returns=1, timeout=0.1)
+        for reference in ready:
+            if reference in self.pings:
+                self._welcome(reference)
+                continue
+            worker, work = self.running.pop(reference)
+            worker.held.discard(reference)
+            try:
+                done: Done = ray.get(reference)
+            except RayTaskError as error:
+                if not work.job.failed:
+                    work.job.failed = True
+                    self.status.in_flight -= 1
+                    self._fail(work.job.task, f"grain {work.grain.index}: {str(error.cause).splitlines()[0]}")
+                continue
+            except RayActorError:
+                self._lost(worker, work)
+                continue
+            if self._merge(worker, work, done):
+                yield work.job
+
+    def _merge(self, worker: WorkerState, work: _Work, done: Done) -> bool:
+        status, job = self.status, work.job
+        status.first_grain = status.first_grain or time.monotonic()
+        worker.busy += done.busy
+        worker.grains += 1
+        worker.peak_bytes = max(worker.peak_bytes, done.peak_bytes)
+        status.grains_done += 1
+        status.macs_done += work.grain.macs
+        status.bytes_back += done.result.nbytes
+        if job.failed:
+            return False
+        if job.out is None:
+            job.out = np.empty((*done.result.shape[:-2], *job.plan.schedule.size), done.result.dtype)
+        place(job.out, job.plan.schedule, self.tree, work.grain, done.result)
+        job.left -= 1
+        return job.left == 0
+
+    def _lost(self, worker: WorkerState, work: _Work) -> None:
+        """A worker died with a grain in hand: the grain goes back to the head of the queue."""
+        work.attempts += 1
+        if work.attempts > _ATTEMPTS:
+            raise WorkersLost(f"{work.job.task.path}: {_ATTEMPTS} workers died of grain {work.grain.index}")
+        self.status.grains_rerun += 1
+        self.queue.appendleft(work)
+        if worker.info is not None:
+            worker.info = None
+            worker.restarts += 1
+            self._ping(worker)
+
+    def _add_worker(self) -> None:
+        worker = WorkerState(
+            f"w{len(self.status.workers)}", start_worker(self.network, self.options.precision, self.options.device)
+        )
+        self.status.workers.append(worker)
+        self._ping(worker)
+
+    def _ping(self, worker: WorkerState) -> None:
+        self.pings[worker.handle.info.remote()] = worker
+
+    def _welcome(self, reference: Any) -> None:
+        """A worker is there (again), or will never be."""
+        worker = self.pings.pop(reference)
+        try:
+            worker.info = ray.get(reference)
+            worker.started = worker.started or time.monotonic()
+        except ActorUnavailableError:
+            self._ping(worker)
+        except RayActorError as error:
+            self.status.workers.remove(worker)
+            if not self.status.workers:
+                raise WorkersLost(f"no worker could be started: {error}") from error
+
+    def _watch(self) -> None:
+        """Workers for nodes that have joined."""
+        if self.options.workers is not None or time.monotonic() - self.polled < _CLUSTER_POLL:
+            return
+        self.polled = time.monotonic()
+        for _ in range(places(self.options.device) - len(self.status.workers)):
+            self._add_worker()
+
+    def _fail(self, task: Task, reason: str) -> None:
+        if self.options.strict:
+            raise ImageError(reason if str(task.path) in reason else f"{task.path}: {reason}")
+        self.status.failures[str(task.path)] = reason

@@ -1,0 +1,104 @@
+"""The Ray actor that owns one device and a replica of the network, and how such actors are placed."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+
+from fullres.models.catalogue import Network
+from fullres.pipeline.execute import Predictor
+from fullres.pipeline.plan import Grain, Precision, Schedule
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """Where a worker runs. `baseline_bytes`: its resident memory with the network loaded, before any work."""
+
+    host: str
+    node: str
+    pid: int
+    device: str
+    baseline_bytes: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """One grain's outcome: its result and the seconds that the device was busy with it."""
+
+    result: np.ndarray
+    busy: float
+    peak_bytes: int
+
+
+class Worker:
+    """One device. On a CPU one thread: workers, not threads, are what uses the cores, and a grain's bytes do not
+    depend on how many there are."""
+
+    def __init__(self, network: list[Any], precision: Precision, device: Device) -> None:
+        torch.set_num_threads(1)
+        self.device = torch.device(device)
+        loaded: Network = ray.get(network[0])
+        self.predictor = Predictor(loaded, self.device, precision)
+        del loaded
+        self.baseline = resident_bytes()
+
+    def info(self) -> WorkerInfo:
+        """Answers once the network is loaded."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        node = ray.get_runtime_context().get_node_id()
+        return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
+
+    def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool) -> Done:
+        start = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        result = self.predictor.run(schedule, grain, window, scores)
+        busy = time.perf_counter() - start
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = max(0, peak_resident_bytes() - self.baseline)
+        return Done(result, busy, peak)
+
+
+def resident_bytes() -> int:
+    return _status("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process has had resident since it began."""
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def cluster_device() -> Device:
+    """CUDA where the cluster has GPUs, else the CPUs."""
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+
+
+def places(device: Device) -> int:
+    """How many workers the cluster has room for: one a GPU, or one a CPU."""
+    return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+
+
+def start_worker(network: Any, precision: Precision, device: Device) -> Any:
+    """An actor handle. Ray restarts the process when it dies, on another node if it must; whoever waits for a
+    grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else.
+
+    network: a reference to it in the object store, which the caller keeps for as long as workers may restart.
+    """
+    options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
+    actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)
+    return actor.remote([network], precision, device)  # in a list: fetched by the worker itself, at each start

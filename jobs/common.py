@@ -1,0 +1,118 @@
+"""What several jobs share: option types, errors in one line, the connection to a Ray cluster."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import ray
+import typer
+from rich.console import Console
+
+from fullres.cluster.coordinator import WorkersLost
+from fullres.models.catalogue import CATALOGUE, Network
+from fullres.models.trace import UnsupportedModule
+from fullres.models.weights import WeightsError, WeightsInfo, load_network
+from fullres.pipeline.datasets import Dataset, dataset
+from fullres.pipeline.datasets.pairs import PairingError
+from fullres.pipeline.images import ImageError
+from fullres.pipeline.outputs import OutputsError
+from fullres.pipeline.plan import BudgetError
+
+console = Console(stderr=True)
+
+USER_ERRORS = (ImageError, WeightsError, BudgetError, OutputsError, PairingError, UnsupportedModule, WorkersLost)
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to run on ('auto', 'host:port'). A cluster of this machine's own by default."),
+]
+
+
+def fail(message: object) -> NoReturn:
+    """One clear line on standard error, exit status 2."""
+    console.print(f"[red]error:[/] {message}", soft_wrap=True, highlight=False)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Users' mistakes end the job with one line instead of a traceback."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        fail(error)
+
+
+def parse_bytes(text: str) -> int:
+    """'4GiB', '512 MiB', '1.5GB' or a number of bytes. Raises typer.BadParameter."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", text)
+    if not match or match[2].lower() not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
+        raise typer.BadParameter(f"'{text}' is no amount of memory: write 512MiB, 4GiB, 2GB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def parse_workers(text: str) -> int | None:
+    """A count, or None for 'auto'. Raises typer.BadParameter."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number of workers: write 1 or more, or auto")
+    return int(text)
+
+
+def shipped_weights(model: str) -> Path:
+    """The weights that come with the project, trained on its street scenes."""
+    return Path(__file__).parent.parent / "models" / "shipped" / f"{model}.safetensors"
+
+
+def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[Network, Dataset, Path]:
+    """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS lists."""
+    if model not in CATALOGUE:
+        fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
+    if weights is None:
+        weights = shipped_weights(model)
+        if not weights.exists():
+            shipped = ", ".join(sorted(p.stem for p in weights.parent.glob("*.safetensors")))
+            fail(f"--weights: none come with {model} (there are some for {shipped}); name a file")
+    network, info = load_network(model, weights)
+    return network, _classes(info, weights, dataset_name), weights
+
+
+def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
+    name = name or info.dataset
+    if name is None:
+        fail(f"--dataset: weights {weights} do not say which classes they label; name the data set")
+    try:
+        known = dataset(name)
+    except ValueError as error:
+        fail(f"--dataset: {error}")
+    if len(known.classes) != info.num_classes:
+        raise WeightsError(f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}")
+    return known
+
+
+@contextmanager
+def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
+    """Connect to a cluster; without an address start one here, with at least `cpus` workers' worth of CPUs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    inside_job = "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ
+    try:
+        if address is None and not inside_job:
+            ray.init(
+                address="local", num_cpus=max(cpus or 0, os.cpu_count() or 1), include_dashboard=False,
+                log_to_driver=False, logging_level="ERROR", object_store_memory=2 << 30,
+            )  # fmt: skip
+        else:
+            ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        fail(f"--address: no Ray cluster at '{address or os.environ.get('RAY_ADDRESS')}' ({str(error).splitlines()[0]})")
+    try:
+        yield
+    finally:
+        ray.shutdown()
