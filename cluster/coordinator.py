@@ -170,6 +170,18 @@ class Coordinator:
                     pending.cancel()
         return self.status
 
+    def wait_for_workers(self) -> None:
+        """Until every worker has loaded the network."""
+        while self.pings:
+            ready, _ = ray.wait(list(self.pings), num_returns=1)
+            for reference in ready:
+                self._welcome(reference)
+
+    def close(self) -> None:
+        """End the workers; their places are free for others."""
+        for worker in self.status.workers:
+            ray.kill(worker.handle)
+
     def _wants_more(self, writing: int) -> bool:
         """Whether the queue runs low. Not while results wait to be written: they hold memory."""
         ready = sum(w.info is not None for w in self.status.workers)

@@ -2,6 +2,7 @@
 
 import typer
 
+from fullres.jobs import bench
 from fullres.jobs.evaluate import evaluate
 from fullres.jobs.predict import predict
 from fullres.jobs.scenes import scenes
@@ -17,6 +18,7 @@ app.command()(predict)
 app.command()(evaluate)
 app.command()(scenes)
 app.command()(train)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What several jobs share: option types, errors in one line, the connection to a Ray cluster."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -106,10 +107,10 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
         if address is None and not inside_job:
             ray.init(
                 address="local", num_cpus=max(cpus or 0, os.cpu_count() or 1), include_dashboard=False,
-                log_to_driver=False, logging_level="ERROR", object_store_memory=2 << 30,
+                log_to_driver=False, logging_level=logging.ERROR, object_store_memory=2 << 30,
             )  # fmt: skip
         else:
-            ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         fail(f"--address: no Ray cluster at '{address or os.environ.get('RAY_ADDRESS')}' ({str(error).splitlines()[0]})")
     try:

@@ -1,13 +1,15 @@
-"""Batch norm folded into the convolution before it, for inference."""
+"""A tree made ready for inference: batch norm folded into convolutions, sums and ReLUs done by them."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from fullres.models.split_merge import FullResolution
-from fullres.models.trace import Step
+from fullres.models.trace import FunctionCall, Step
+from fullres.ops.convolution import Convolution
 
 
 def fold_batch_norm(tree: FullResolution) -> FullResolution:
@@ -40,6 +42,51 @@ def fold_batch_norm(tree: FullResolution) -> FullResolution:
     result = [s if s.name in folded else replace(s, call=copy.deepcopy(s.call)) for s in result]
     modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
     return FullResolution(modules.eval(), result, [gone.get(n, n) for n in tree.outputs])
+
+
+def fuse(tree: FullResolution) -> FullResolution:
+    """A copy of `tree` in which each convolution does the sum with a shortcut and the ReLU that follow it.
+
+    Only what nobody else reads is taken in. The sum moves to the later of its two convolutions.
+    """
+    steps = [step for level in tree.levels for step in level.steps]
+    position = {s.name: i for i, s in enumerate(steps)}
+    readers = Counter([name for s in steps for name in s.inputs] + list(tree.outputs))
+    alias: dict[str, str] = {}  # a sum or ReLU -> the convolution that does it
+    fused: dict[str, Step] = {}
+    relu: set[str] = set()
+    for step in steps:
+        inputs = tuple(alias.get(name, name) for name in step.inputs)
+        if isinstance(step.call, nn.Conv2d):
+            fused[step.name] = replace(step, inputs=inputs)
+            continue
+        last = max(inputs, key=lambda name: position.get(name, -1))
+        host = fused.get(last)
+        alone = host is not None and all(readers[n] == 1 for n in step.inputs if alias.get(n, n) == last)
+        same = host is not None and host.stride == step.stride and last not in relu
+        if alone and same and host is not None and _is_sum(step) and len(host.inputs) == 1 and len(set(inputs)) == 2:
+            (other,) = (name for name in inputs if name != last)
+            fused[last] = replace(host, inputs=(host.inputs[0], other))
+            alias[step.name] = last
+        elif alone and same and _is_relu(step.call):
+            relu.add(last)
+            alias[step.name] = last
+        else:
+            fused[step.name] = replace(step, inputs=inputs)
+    result = [
+        replace(s, call=Convolution(s.call, s.name in relu)) if isinstance(s.call, nn.Conv2d) else s
+        for s in fused.values()
+    ]
+    modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
+    return FullResolution(modules.eval(), result, [alias.get(n, n) for n in tree.outputs])
+
+
+def _is_sum(step: Step) -> bool:
+    return isinstance(step.call, FunctionCall) and step.call.is_sum and len(step.inputs) == 2
+
+
+def _is_relu(call: object) -> bool:
+    return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -79,6 +79,7 @@ class ResNet(nn.Module):
         self.pool = pool or nn.MaxPool2d(3, 2, 1)
         self.channels = [stem * 2**i * block.expansion for i in range(4)]
         in_channels = stem
+        layers = []
         for i, count in enumerate(repeats):
             out_channels, stride = self.channels[i], 1 if i == 0 else 2
             blocks = []
@@ -91,7 +92,8 @@ class ResNet(nn.Module):
                     )
                 blocks.append(block(in_channels, stem * 2**i, step, downsample))
                 in_channels = out_channels
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fullres.models.geometry import Span
 from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, UnsupportedModule, trace
+from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
 
 Region = tuple[Span, Span]  # rows and columns
@@ -180,7 +181,9 @@ def build_levels(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Level, 
     strides = sorted({s.stride for s in steps} | {(1, 1)})
     for before, after in zip(strides, strides[1:], strict=False):
         if after[0] % before[0] or after[1] % before[1]:
-            raise UnsupportedModule(f"output stride {before} does not divide {after}: the network's strides form no tree")
+            raise UnsupportedModule(
+                f"output stride {before} does not divide {after}: the network's strides form no tree"
+            )
     steps = _without_picks(steps, outputs)
     level_of = {s.name: strides.index(s.stride) for s in steps} | {IMAGE: -1}
     levels: list[Level] = []
@@ -223,9 +226,9 @@ def needed_spans(level: Level, axis: int, out: Span, length: int | None) -> dict
     needed = dict.fromkeys(level.exports, out)
     own = {s.name for s in level.steps}
     for step in reversed(level.steps):
-        for name in step.inputs:
+        for index, name in enumerate(step.inputs):
             if name in own:
-                reads = step.reach[axis].reads(needed[step.name])
+                reads = step.reach_of(index, axis).reads(needed[step.name])
                 reads = reads if length is None else reads.clip(length)
                 needed[name] = needed[name].hull(reads) if name in needed else reads
     return needed
@@ -245,14 +248,14 @@ def _run_step(
     block = min(len(sources[name].offsets) for name in step.inputs)
     for i in range(0, len(offsets), block):
         tensors, pads, ratios = [], [], []
-        for name in step.inputs:
+        for index, name in enumerate(step.inputs):
             source = sources[name]
             j = i % len(source.offsets)
             spans, before, after = [], [], []
             for a in (0, 1):
                 ratio = stride[a] // source.stride[a]
                 shift = (offsets[i][a] - source.offsets[j][a]) // source.stride[a]
-                reads = step.reach[a].reads(region[a], shift, ratio)
+                reads = step.reach_of(index, a).reads(region[a], shift, ratio)
                 inside = reads.clip(lattice_length(size[a], source.offsets[0][a], source.stride[a]))
                 spans.append(inside)
                 before.append(inside.start - reads.start)
@@ -265,7 +268,11 @@ def _run_step(
 
 
 def _apply(
-    step: Step, tensors: list[Tensor], pads: tuple[list[int], list[int]], strides: list[Pair], owned: Sequence[bool]
+    step: Step,
+    tensors: list[Tensor],
+    pads: tuple[list[int], list[int]],
+    strides: list[Pair],
+    owned: Sequence[bool],
 ) -> Tensor:
     """`step` on its input region, `pads` elements outside the image around it; each input at its stride."""
     if step.op == "pointwise":
@@ -275,7 +282,7 @@ def _apply(
     (top, left), (bottom, right) = pads
     if step.op == "convolution":
         conv = step.call
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, nn.Conv2d | Convolution)
         if conv.kernel_size == (1, 1) and stride != (1, 1) and not (top or left or bottom or right):
             x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
         padding = (0, 0)
@@ -283,7 +290,11 @@ def _apply(
             padding = (top, left)
         else:
             x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, conv.weight, conv.bias, stride, padding, conv.dilation, conv.groups)
+        if isinstance(conv, nn.Conv2d):
+            return F.conv2d(x, conv.weight, conv.bias, stride, padding, conv.dilation, conv.groups)
+        if len(tensors) == 1:
+            return conv(x, stride, padding)
+        return conv(x, stride, padding, tensors[1] if owned[1] else tensors[1].clone())
     if step.op == "average_pool_inside":
         inside = F.pad(x.new_ones((1, 1, *x.shape[-2:])), (left, right, top, bottom))
         x = F.pad(x, (left, right, top, bottom))
@@ -299,9 +310,8 @@ def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tens
         return tensors[0].relu_() if owned[0] and not torch.is_grad_enabled() else tensors[0].relu()
     if getattr(step.call, "inplace", False) and not owned[0]:
         tensors = [tensors[0].clone()]
-    if not torch.is_grad_enabled() and owned[0]:
-        if isinstance(step.call, FunctionCall) and step.call.is_sum:
-            return tensors[0].add_(tensors[1])
+    if owned[0] and not torch.is_grad_enabled() and isinstance(step.call, FunctionCall) and step.call.is_sum:
+        return tensors[0].add_(tensors[1])
     return step.call(*tensors)
 
 

@@ -55,6 +55,10 @@ class Step:
     reach: tuple[Sliding, Sliding] = (POINT, POINT)
     stride: Pair = (1, 1)
 
+    def reach_of(self, index: int, axis: int) -> Sliding:
+        """Where input `index` is read: a convolution's second input is a shortcut, added element by element."""
+        return self.reach[axis] if index == 0 or self.op != "convolution" else POINT
+
 
 class _Proxy(fx.Proxy):
     """Keeps `x += y` apart from `x = x + y`: the first also changes what else is called x."""
@@ -180,7 +184,7 @@ def _overwrites(network: nn.Module, node: fx.Node) -> bool:
         return getattr(network.get_submodule(str(node.target)), "inplace", False)
     if node.op == "call_method":
         return str(node.target).endswith("_")
-    return node.kwargs.get("inplace", False) or node.target in (operator.iadd, operator.imul)
+    return bool(node.kwargs.get("inplace", False)) or node.target in (operator.iadd, operator.imul)
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ def _pool(module: nn.Module | None, node: fx.Node) -> tuple[str, Callable[..., T
     padding, dilation = _pair(given.get("padding", 0)), _pair(given.get("dilation", 1))
     sliding = tuple(Sliding(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
     if maximum:
-        return "max_pool", partial(F.max_pool2d, kernel_size=kernel, dilation=dilation), sliding  # type: ignore[return-value]
+        return "max_pool", partial(torch.max_pool2d, kernel_size=kernel, dilation=dilation), sliding  # type: ignore[return-value]
     divisor = given.get("divisor_override")
     inside = not given.get("count_include_pad", True) or (given.get("ceil_mode") and padding == (0, 0))
     op = "average_pool_inside" if inside and divisor is None else "average_pool"
@@ -254,7 +258,7 @@ def _sliding(
 ) -> Step:
     for axis in sliding:
         if axis.reach[1] < 0:
-            raise refuse(f"kernel {axis.kernel} with padding {axis.padding} reads nothing but padding at the border")
+            raise refuse(f"kernel {axis.kernel} with padding {axis.padding} reads padding alone at the border")
         if axis.stride == 1 and axis.kernel > 1 and axis.kernel % 2 == 1 and not axis.keeps_size:
             raise refuse(
                 f"kernel {axis.kernel} with padding {axis.padding} and dilation {axis.dilation} does not keep the "

@@ -56,14 +56,16 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"weights {path}: not a safetensors file ({error})") from error
-        info = WeightsInfo(**json.loads(metadata["fullres"])) if "fullres" in metadata else None
-        return state, info
+        try:
+            return state, WeightsInfo(**json.loads(metadata["fullres"])) if "fullres" in metadata else None
+        except (TypeError, ValueError) as error:
+            raise WeightsError(f"weights {path}: its metadata are not of this version ({error})") from error
     if path.suffix not in (".pth", ".pt"):
         raise WeightsError(f"weights {path}: '{path.suffix}' is not read; .safetensors, .pth and .pt are")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"weights {path}: not a torch checkpoint ({str(error).splitlines()[0]})") from error
+        raise WeightsError(f"weights {path}: not a torch checkpoint ({(str(error) or 'empty').splitlines()[0]})") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

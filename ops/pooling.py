@@ -11,6 +11,7 @@ k, then by l. Gradients flow through all four.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +181,7 @@ class ExpandPool2d(nn.Module):
         expanded = []
         for i, size in enumerate(partner.sizes):
             parts = zip(partner.drawn, batches[i * n : (i + 1) * n], strict=True)
-            expanded.append(sum(expand(part, partner.window, phase, size) for phase, part in parts))
+            expanded.append(reduce(torch.add, (expand(part, partner.window, phase, size) for phase, part in parts)))
         return expanded
 
 

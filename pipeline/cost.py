@@ -11,6 +11,7 @@ from torch import nn
 from fullres.models.geometry import Span
 from fullres.models.split_merge import FullResolution, Level, Pair, Region, needed_regions, needed_spans
 from fullres.models.trace import IMAGE, Step
+from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import lattice_length
 
 
@@ -30,7 +31,7 @@ def area(region: Region) -> int:
 def macs_per_element(step: Step) -> int:
     """Multiply-adds for one element of the lattice (all channels); convolutions alone count."""
     conv = step.call
-    if not isinstance(conv, nn.Conv2d):
+    if not isinstance(conv, nn.Conv2d | Convolution):
         return 0
     return conv.out_channels * (conv.in_channels // conv.groups) * prod(conv.kernel_size)
 
@@ -54,8 +55,9 @@ def level_cost(
     live: dict[str, int] = {}
     for step in level.steps:
         macs += batch * macs_per_element(step) * area(regions[step.name])
-        copies = sum(_input_copy(step, name, regions[step.name], level, source_channels, batch, itemsize) for name in step.inputs)
-        overwrites = step.op == "pointwise" and step.inputs[0] in live
+        copies = _input_copy(step, regions[step.name], level, source_channels, batch, itemsize)
+        overwritten = step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
+        overwrites = overwritten in live and last_reader[overwritten] == step.name
         out = size(step.name)
         peak = max(peak, sum(live.values()) + copies + (0 if overwrites else out))
         live[step.name] = out
@@ -66,8 +68,10 @@ def level_cost(
 
 
 def _input_copy(
-    step: Step, name: str, out: Region, level: Level, source_channels: dict[str, int], batch: int, itemsize: int
+    step: Step, out: Region, level: Level, source_channels: dict[str, int], batch: int, itemsize: int
 ) -> int:
+    """Bytes of the copies that a step makes of what it reads."""
+    name = step.inputs[0]
     if name in source_channels:  # read from an earlier level: cropped, padded, strided
         ratio = [level.stride[a] // source_stride for a, source_stride in enumerate(_stride_read(step, level))]
         elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
@@ -75,7 +79,7 @@ def _input_copy(
     if step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach):
         return 0
     conv = step.call
-    channels = conv.in_channels if isinstance(conv, nn.Conv2d) else step.channels
+    channels = conv.in_channels if isinstance(conv, nn.Conv2d | Convolution) else step.channels
     return batch * channels * prod(step.reach[a].reads(out[a]).length for a in (0, 1)) * itemsize
 
 
@@ -101,9 +105,9 @@ def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[s
             needed[name] = hull
         spans = needed_spans(level, axis, Span(hull.start // own, hull.stop // own), None)
         for step in level.steps:
-            first, last = step.reach[axis].reach
             out = spans[step.name]
-            for name in step.inputs:
+            for index, name in enumerate(step.inputs):
+                first, last = step.reach_of(index, axis).reach
                 if name in level.reads:
                     # nodes' offsets lie between 0 and own - 1
                     begin = own * out.start + first * stride[name]

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fullres.models.catalogue import Network
-from fullres.models.fold import fold_batch_norm
+from fullres.models.fold import fold_batch_norm, fuse
 from fullres.models.geometry import Span
 from fullres.models.smp import SMP
 from fullres.models.split_merge import FullResolution, Pair, Piece, Region, Source, split_merge
 from fullres.models.trace import IMAGE
+from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
 from fullres.pipeline.cost import demands, node_span, strips_of
@@ -91,8 +92,11 @@ class Predictor:
         tree, self.dense = tree_of(network)
         self.dtype = DTYPES[precision]
         self.device = device
-        self.tree = fold_batch_norm(tree).to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tree = fuse(fold_batch_norm(tree)).to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tree.requires_grad_(False)
+        for module in self.tree.modules():
+            if isinstance(module, Convolution):
+                module.pack()
 
     @torch.inference_mode()
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:

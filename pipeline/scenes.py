@@ -143,7 +143,8 @@ def _shade_ground(canvas: Canvas, rng, top: int, things: list[Thing]) -> None:
     x = across[None] * depth[:, None]
     z = np.repeat(depth[:, None], width, axis=1)
 
-    tile = sum(noise(rng, 512, 512, cell) * part for cell, part in ((1, 0.6), (4, 0.5), (30, 0.6)))
+    octaves = ((1, 0.6), (4, 0.5), (30, 0.6))
+    tile = np.asarray(sum(noise(rng, 512, 512, cell) * part for cell, part in octaves))
     tile = np.block([[tile, tile[:, ::-1]], [tile[::-1], tile[::-1, ::-1]]])  # mirrored, so it repeats unseen
     place = (x + rng.uniform(0, 20)) * 40 % 1024, z * 20 % 1024
     grain = cv2.remap(tile, *place, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
@@ -160,8 +161,8 @@ def _shade_ground(canvas: Canvas, rng, top: int, things: list[Thing]) -> None:
     shadow = np.zeros((height, width), np.uint8)
     for thing in things:
         _cast(shadow, thing, camera, light)
-    shadow = cv2.GaussianBlur(shadow[top:], (0, 0), max(0.6, height / 250)).astype(np.float32) / 255
-    shade *= light.on((0, 1, 0)) * (1 - shadow * rng.uniform(0.35, 0.65))
+    soft = cv2.GaussianBlur(shadow[top:], (0, 0), max(0.6, height / 250)).astype(np.float32) / 255
+    shade *= light.on((0, 1, 0)) * (1 - soft * rng.uniform(0.35, 0.65))
 
     clear = np.exp(-depth / light.visibility)[:, None, None]
     ground = canvas.image[top:] * shade[..., None]

@@ -53,7 +53,7 @@ def split(network, image):
                 batches = [F.relu(x) for x in batches]
             conv, norm = last
             batches = [F.relu(norm(_conv(conv, x, 1)) + s) for x, s in zip(batches, shortcuts, strict=True)]
-    batches = [network.classifier(x) for x in batches]
+    batches = [_conv(network.classifier, x, 1) for x in batches]
     for _ in range(5):
         batches = merge(batches)
     (scores,) = batches

@@ -61,7 +61,7 @@ def test_scores_are_the_dilated_networks_at_fixed_odd_sizes(network, size):
 def test_scores_are_the_dilated_networks_at_any_size(depth):
     network = narrow(depth).double()
 
-    @settings(max_examples={18: 6, 34: 3, 101: 2}[depth], deadline=None)
+    @settings(max_examples={18: 5, 34: 3, 101: 2}[depth], deadline=None)
     @given(st.tuples(st.integers(1, 97), st.integers(1, 97)))
     def check(size):
         image = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_scores_are_the_dilated_networks_at_any_size(depth):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("size", [(1, 7), (37, 53)])
+@pytest.mark.parametrize("size", [(1, 7), (33, 38)])
 def test_scores_are_those_of_the_papers_split_and_merge_layers(depth, size):
     network = narrow(depth).double()
     image = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_papers_split_and_merge_layers(depth, size):
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_single_precision_and_batches_of_images(depth):
     network = narrow(depth)
-    images = torch.randn(2, 3, 37, 53)
+    images = torch.randn(2, 3, 35, 21)
     with torch.no_grad():
         expected = dilated(network.double(), images.double())
         assert largest_difference(network.float()(images).double(), expected) < 1e-5
@@ -99,7 +99,7 @@ def test_full_width(depth):
         assert largest_difference(network(image), dilated(network, image)) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(64, 96), (33, 70)])
+@pytest.mark.parametrize("size", [(64, 32), (33, 40)])
 def test_the_first_leaf_is_the_ordinary_strided_network(network, size):
     image = torch.randn(1, 3, *size, dtype=torch.float64)
     with torch.no_grad():

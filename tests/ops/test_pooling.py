@@ -42,23 +42,23 @@ def test_split_is_equation_1(window, size):
     a = numbered(W, H)
     batches = split(a, window)
     assert len(batches) == w * h
-    for (k, l), b in zip(itertools.product(range(w), range(h)), batches, strict=True):
-        assert b.shape == (2, 3, length(W, w, k), length(H, h, l))
+    for (k, m), b in zip(itertools.product(range(w), range(h)), batches, strict=True):
+        assert b.shape == (2, 3, length(W, w, k), length(H, h, m))
         for i, j in itertools.product(range(b.shape[2]), range(b.shape[3])):
-            assert torch.equal(b[:, :, i, j], a[:, :, i * w + k, j * h + l])
+            assert torch.equal(b[:, :, i, j], a[:, :, i * w + k, j * h + m])
 
 
 @given(windows, sizes)
 def test_merge_is_equation_2(window, size):
     (w, h), (W, H) = window, size
     batches = [
-        torch.rand(2, 3, length(W, w, k), length(H, h, l)) for k, l in itertools.product(range(w), range(h))
+        torch.rand(2, 3, length(W, w, k), length(H, h, m)) for k, m in itertools.product(range(w), range(h))
     ]
     a = merge(batches, window)
     assert a.shape == (2, 3, W, H)
-    for (k, l), b in zip(itertools.product(range(w), range(h)), batches, strict=True):
+    for (k, m), b in zip(itertools.product(range(w), range(h)), batches, strict=True):
         for i, j in itertools.product(range(b.shape[2]), range(b.shape[3])):
-            assert torch.equal(a[:, :, i * w + k, j * h + l], b[:, :, i, j])
+            assert torch.equal(a[:, :, i * w + k, j * h + m], b[:, :, i, j])
 
 
 @given(windows, sizes)
@@ -70,12 +70,12 @@ def test_merge_inverts_split(window, size):
 @given(windows, sizes, st.data())
 def test_shrink_keeps_one_split_batch_and_expand_puts_it_back_among_zeros(window, size, data):
     x = numbered(*size) + 1
-    k, l = phase = data.draw(st.sampled_from(phases_of(window)))
+    k, m = phase = data.draw(st.sampled_from(phases_of(window)))
     kept = shrink(x, window, phase)
     assert torch.equal(kept, split(x, window)[phases_of(window).index(phase)])
     back = expand(kept, window, phase, size)
     for y, column in itertools.product(range(size[0]), range(size[1])):
-        stays = y % window[0] == k and column % window[1] == l
+        stays = y % window[0] == k and column % window[1] == m
         assert torch.equal(back[:, :, y, column], x[:, :, y, column] * stays)
 
 
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(call, message):
 
 
 def count_operations(network, image):
-    """The result, and each convolution's giga-operations: two for a multiply-add, the bias being one of them."""
+    """The result, and each convolution's giga-operations: 2 for a multiply-add, the bias being one of them."""
     giga = [0.0, 0.0]
 
     def add(i, conv, out):
@@ -235,7 +235,9 @@ def count_operations(network, image):
         giga[i] += 2 * per_element * out.numel() / 1e9
 
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [c.register_forward_hook(lambda c, _, out, i=i: add(i, c, out)) for i, c in enumerate(convolutions)]
+    hooks = [
+        c.register_forward_hook(lambda c, _, out, i=i: add(i, c, out)) for i, c in enumerate(convolutions)
+    ]
     with torch.no_grad():
         result = network(image)
     for hook in hooks:

@@ -1,0 +1,64 @@
+# Everything sets itself up in .venv; a Python 3.11 or newer with pip is all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ROOMS := ops models pipeline cluster jobs
+
+# The demo's scenes are far from the training's, which start at seed 1000.
+DEMO := demo-out
+DEMO_MODELS := fcn32s18 fcn8s18 smp18
+DEMO_SCENES := --count 4 --first-seed 0
+TRAINING_SCENES := --count 320 --first-seed 1000
+
+.PHONY: setup demo test test-slow lint bench train-shipped clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Held-out scenes through three networks over local Ray workers, scored, as pictures and a page.
+demo: setup
+	$(BIN)/fullres scenes --out $(DEMO)/scenes $(DEMO_SCENES)
+	for model in $(DEMO_MODELS); do \
+	  $(BIN)/fullres predict $(DEMO)/scenes/images --model $$model --out $(DEMO)/$$model || exit 1; \
+	  $(BIN)/fullres evaluate $(DEMO)/$$model $(DEMO)/scenes/labels --dataset scenes \
+	    --json $(DEMO)/$$model-scores.json > $(DEMO)/$$model-scores.txt || exit 1; \
+	done
+	$(BIN)/fullres report --images $(DEMO)/scenes/images --labels $(DEMO)/scenes/labels --dataset scenes \
+	  --pred FCN32s-18=$(DEMO)/fcn32s18 --pred FCN8s-18=$(DEMO)/fcn8s18 --pred SMP-18=$(DEMO)/smp18 \
+	  --out $(DEMO)/report
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+# mypy can't follow an editable install whose folders are mapped to other names: it gets a tree of links.
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .typing/fullres
+	for room in $(ROOMS); do ln -sfn ../../$$room .typing/fullres/$$room; done
+	MYPYPATH=.typing $(BIN)/mypy -p fullres
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/fullres bench smp
+
+# The weights in models/shipped from nothing: hours on a CPU.
+train-shipped: setup
+	$(BIN)/fullres scenes --out runs/scenes/train $(TRAINING_SCENES)
+	mkdir -p models/shipped
+	for model in $(DEMO_MODELS); do \
+	  $(BIN)/fullres train configs/scenes/$$model.toml || exit 1; \
+	  cp runs/$$model/weights.safetensors models/shipped/$$model.safetensors || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DEMO) build *.egg-info

@@ -1,0 +1,10 @@
+"""`fullres bench ...`: side-by-side measurements. Every figure in BENCHMARKS.md comes from one of these."""
+
+import typer
+
+from fullres.jobs.bench.scaling import scaling
+from fullres.jobs.bench.smp import smp
+
+app = typer.Typer(help="Side-by-side measurements, in one run.", no_args_is_help=True)
+app.command()(smp)
+app.command()(scaling)

@@ -1,0 +1,99 @@
+"""`fullres bench scaling`: how much faster more workers are, on a stream of images, in one run."""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.jobs.bench.variants import network_of
+from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
+from fullres.pipeline.datasets import dataset
+from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
+from fullres.pipeline.outputs import write_outputs
+from fullres.pipeline.plan import Precision
+from fullres.pipeline.scenes import render_scene
+
+
+def scaling(
+    model: Annotated[str, typer.Option(help="An SMP network.")] = "smp18",
+    width: Annotated[float, typer.Option(help="Channels, as a share of the full network's.")] = 0.25,
+    images: Annotated[int, typer.Option(min=1, help="Length of the stream.")] = 4,
+    height: Annotated[int, typer.Option()] = 1024,
+    scene_width: Annotated[int, typer.Option()] = 2048,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    workers: Annotated[str, typer.Option(help="Numbers of workers to compare, the first is the base.")] = "1,2",
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    memory_budget: Annotated[str, typer.Option()] = "4GiB",
+    address: AddressOption = None,
+    json_out: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not counted."""
+    counts = [int(n) for n in workers.split(",")]
+    request = {"model": model, "width": width}
+    network = network_of(request)
+    chosen: Precision = "bf16" if precision == "bf16" else "fp32"
+    rates: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
+    with tempfile.TemporaryDirectory() as name, ray_cluster(address, max(counts)):
+        folder = Path(name)
+        for i in range(images):
+            write_png(folder / f"{i}.png", render_scene(i, height, scene_width)[0])
+        tasks = [Task(folder / f"{i}.png", Path(str(i))) for i in range(images)]
+        for index in range(rounds):
+            for count in counts:
+                console.print(f"round {index + 1}/{rounds}: {count} worker(s)", highlight=False)
+                options = Options(chosen, parse_bytes(memory_budget), count, "cpu")
+                rates[count].append(_measure(Coordinator(network, options), tasks, folder / "out"))
+    result = _compare(rates, counts)
+    _show(result, f"{images} images {scene_width}x{height}, {model} width {width}, {chosen}, {rounds} round(s)")
+    if json_out:
+        write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": rates}, indent=2).encode())
+
+
+def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str, float]:
+    palette = dataset("scenes").palette
+
+    def write(task: Task, image: Any, result: Any) -> None:
+        write_outputs(out, task.stem, image, result, palette, ())
+
+    coordinator.wait_for_workers()
+    begin = time.monotonic()
+    status: Status = coordinator.run(tasks, read_image, write)
+    wall = time.monotonic() - begin
+    coordinator.close()
+    pixels = status.image_bytes // 3
+    return {
+        "seconds": wall,
+        "busy": sum(w.busy for w in status.workers) / (wall * len(status.workers)),
+        "bytes": (status.bytes_out + status.bytes_back) / (pixels * 4),
+    }
+
+
+def _compare(rates: dict[int, list[dict[str, float]]], counts: list[int]) -> dict[int, dict[str, float]]:
+    base = rates[counts[0]]
+    return {
+        n: {
+            "seconds": statistics.median(r["seconds"] for r in rates[n]),
+            "speedup": statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rates[n], strict=True)),
+            "busy": statistics.median(r["busy"] for r in rates[n]),
+            "bytes": rates[n][0]["bytes"],
+        }
+        for n in counts
+    }
+
+
+def _show(result: dict[int, dict[str, float]], title: str) -> None:
+    table = Table(title=title)
+    for heading in ("workers", "seconds", "times as fast", "busy", "bytes moved / (image + labels)"):
+        table.add_column(heading, justify="right")
+    for n, row in result.items():
+        table.add_row(
+            str(n), f"{row['seconds']:.2f}", f"{row['speedup']:.3f}", f"{row['busy']:.1%}", f"{row['bytes']:.3f}"
+        )
+    Console().print(table)
