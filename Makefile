@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fullres scenes --out $(DEMO)/scenes $(DEMO_SCENES)
 	for model in $(DEMO_MODELS); do \
+	  rm -rf $(DEMO)/$$model; \
 	  $(BIN)/fullres predict $(DEMO)/scenes/images --model $$model --out $(DEMO)/$$model || exit 1; \
 	  $(BIN)/fullres evaluate $(DEMO)/$$model $(DEMO)/scenes/labels --dataset scenes \
 	    --json $(DEMO)/$$model-scores.json > $(DEMO)/$$model-scores.txt || exit 1; \

@@ -99,8 +99,10 @@ class _Job:
     task: Task
     plan: Plan
     image: np.ndarray
-    windows: list[Any]
+    windows: list[Any]  # of each tile, a reference
+    window_bytes: list[int]
     left: int
+    sent: set[tuple[int, str]] = field(default_factory=set)  # which tile's window which node has
     out: np.ndarray | None = None
     failed: bool = False
 
@@ -201,14 +203,14 @@ class Coordinator:
             self._fail(task, str(error))
             return
         plan = self.plans[size]
-        windows = []
+        windows, window_bytes = [], []
         for tile in range(len(plan.schedule.tiles)):
             rows, columns = tile_window(self.tree, plan.schedule, tile)
             window = image[rows.start : rows.stop, columns.start : columns.stop]
             windows.append(ray.put(np.ascontiguousarray(window)))
-            self.status.bytes_out += window.nbytes
+            window_bytes.append(window.nbytes)
         self.status.image_bytes += image.nbytes
-        job = _Job(task, plan, image, windows, len(plan.grains))
+        job = _Job(task, plan, image, windows, window_bytes, len(plan.grains))
         self.queue.extend(_Work(job, grain) for grain in plan.grains)
         self.status.grains += len(plan.grains)
         self.status.in_flight += 1
@@ -223,9 +225,14 @@ class Coordinator:
             work = self.queue.popleft()
             if work.job.failed:
                 continue
+            tile = work.grain.tile
             reference = worker.handle.run.remote(
-                work.job.plan.schedule, work.grain, work.job.windows[work.grain.tile], self.options.scores
+                work.job.plan.schedule, work.grain, work.job.windows[tile], self.options.scores
             )
+            assert worker.info is not None
+            if (tile, worker.info.node) not in work.job.sent:  # the workers of a node share one copy
+                work.job.sent.add((tile, worker.info.node))
+                self.status.bytes_out += work.job.window_bytes[tile]
             worker.held.add(reference)
             self.running[reference] = (worker, work)
 

@@ -4,7 +4,9 @@ import typer
 
 from fullres.jobs import bench
 from fullres.jobs.evaluate import evaluate
+from fullres.jobs.plan import plan
 from fullres.jobs.predict import predict
+from fullres.jobs.report import report
 from fullres.jobs.scenes import scenes
 from fullres.jobs.train import train
 
@@ -15,7 +17,9 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command()(predict)
+app.command()(plan)
 app.command()(evaluate)
+app.command()(report)
 app.command()(scenes)
 app.command()(train)
 app.add_typer(bench.app, name="bench")

@@ -1,5 +1,6 @@
 """What several jobs share: option types, errors in one line, the connection to a Ray cluster."""
 
+import enum
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import ray
+import torch
 import typer
 from rich.console import Console
 
@@ -18,13 +20,17 @@ from fullres.models.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.pairs import PairingError
+from fullres.pipeline.evaluate import EvaluationError
+from fullres.pipeline.execute import native_precision
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.outputs import OutputsError
-from fullres.pipeline.plan import BudgetError
+from fullres.pipeline.plan import BudgetError, Precision
 
 console = Console(stderr=True)
 
-USER_ERRORS = (ImageError, WeightsError, BudgetError, OutputsError, PairingError, UnsupportedModule, WorkersLost)
+USER_ERRORS = (
+    ImageError, WeightsError, BudgetError, OutputsError, PairingError, EvaluationError, UnsupportedModule, WorkersLost,
+)  # fmt: skip
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -32,6 +38,21 @@ AddressOption = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on ('auto', 'host:port'). A cluster of this machine's own by default."),
 ]
+
+
+class PrecisionChoice(enum.StrEnum):
+    """What `--precision` takes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
+    """What `auto` stands for on a device; a GPU that is not of this machine is taken to be a recent one."""
+    if choice is PrecisionChoice.auto:
+        return native_precision(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "bf16"
+    return "fp32" if choice is PrecisionChoice.fp32 else "bf16"
 
 
 def fail(message: object) -> NoReturn:

@@ -14,8 +14,12 @@ from rich.table import Table
 
 from fullres.cluster.coordinator import Coordinator, Options, Status, Task
 from fullres.cluster.workers import cluster_device
-from fullres.jobs.common import AddressOption, clear_errors, console, load, parse_bytes, parse_workers, ray_cluster
-from fullres.pipeline.execute import native_precision, tree_of
+from fullres.jobs.common import (
+    AddressOption, PrecisionChoice, choose_precision, clear_errors, console, load, parse_bytes, parse_workers,
+    ray_cluster,
+)  # fmt: skip
+from fullres.models.catalogue import parameter_count
+from fullres.pipeline.execute import tree_of
 from fullres.pipeline.images import ImageError, image_size, list_images, read_image, write_bytes_atomically
 from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
 from fullres.pipeline.plan import Precision, plan_image
@@ -28,12 +32,6 @@ class SaveKind(enum.StrEnum):
     overlay = "overlay"
     npy = "npy"
     safetensors = "safetensors"
-
-
-class PrecisionChoice(enum.StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
 
 
 def predict(
@@ -62,7 +60,7 @@ def predict(
         sizes = _sizes(found)
         with ray_cluster(address, count):
             device = cluster_device()
-            chosen = _precision(precision, device)
+            chosen = choose_precision(precision, device)
             tree, dense = tree_of(network)
             for size in sizes:  # a budget too small ends the job here
                 plan_image(
@@ -78,26 +76,24 @@ def predict(
             options = Options(chosen, budget, count, device, scores, strict)
             status = _run(network, options, tasks, known.palette, kinds, out)
     summary = _summary(status, settings, skipped=len(found) - len(tasks))
+    summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
     _say(status, summary, out)
     raise typer.Exit(1 if status.failures else 0)
 
 
 def _sizes(tasks: list[Task]) -> set[tuple[int, int]]:
-    """The sizes of all images whose headers can be read; the others are reported when their turn comes."""
-    sizes = set()
+    """The sizes of all images whose headers can be read; others are reported when their turn comes, unless there
+    are only such."""
+    sizes, problems = set(), []
     for task in tasks:
         try:
             sizes.add(image_size(task.path))
-        except ImageError:
-            continue
+        except ImageError as error:
+            problems.append(error)
+    if not sizes:
+        raise problems[0]
     return sizes
-
-
-def _precision(choice: PrecisionChoice, device: str) -> Precision:
-    if choice is PrecisionChoice.auto:
-        return native_precision(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "bf16"
-    return "fp32" if choice is PrecisionChoice.fp32 else "bf16"
 
 
 def _digest(weights: Path) -> str:

@@ -24,6 +24,10 @@ class LevelCost:
     exports: int
 
 
+# What a level reads of earlier ones: name -> channels and stride
+Sources = dict[str, tuple[int, Pair]]
+
+
 def area(region: Region) -> int:
     return region[0].length * region[1].length
 
@@ -37,7 +41,7 @@ def macs_per_element(step: Step) -> int:
 
 
 def level_cost(
-    level: Level, source_channels: dict[str, int], batch: int, region: Region, lengths: Pair, itemsize: int
+    level: Level, sources: Sources, batch: int, region: Region, lengths: Pair, itemsize: int
 ) -> LevelCost:
     """The cost of `run_level` for `batch` nodes on lattices of `lengths`, without what its sources hold.
 
@@ -55,7 +59,7 @@ def level_cost(
     live: dict[str, int] = {}
     for step in level.steps:
         macs += batch * macs_per_element(step) * area(regions[step.name])
-        copies = _input_copy(step, regions[step.name], level, source_channels, batch, itemsize)
+        copies = _input_copy(step, regions[step.name], level, sources, batch, itemsize)
         overwritten = step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
         overwrites = overwritten in live and last_reader[overwritten] == step.name
         out = size(step.name)
@@ -67,24 +71,19 @@ def level_cost(
     return LevelCost(macs, peak, sum(size(name) for name in level.exports))
 
 
-def _input_copy(
-    step: Step, out: Region, level: Level, source_channels: dict[str, int], batch: int, itemsize: int
-) -> int:
+def _input_copy(step: Step, out: Region, level: Level, sources: Sources, batch: int, itemsize: int) -> int:
     """Bytes of the copies that a step makes of what it reads."""
     name = step.inputs[0]
-    if name in source_channels:  # read from an earlier level: cropped, padded, strided
-        ratio = [level.stride[a] // source_stride for a, source_stride in enumerate(_stride_read(step, level))]
+    if name in sources:  # read from an earlier level: cropped, padded, strided
+        channels, stride = sources[name]
+        ratio = [level.stride[a] // stride[a] for a in (0, 1)]
         elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
-        return batch * source_channels[name] * elements * (max(itemsize, 4) + itemsize if name == IMAGE else itemsize)
+        return batch * channels * elements * (max(itemsize, 4) + itemsize if name == IMAGE else itemsize)
     if step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach):
         return 0
     conv = step.call
     channels = conv.in_channels if isinstance(conv, nn.Conv2d | Convolution) else step.channels
     return batch * channels * prod(step.reach[a].reads(out[a]).length for a in (0, 1)) * itemsize
-
-
-def _stride_read(step: Step, level: Level) -> Pair:
-    return (level.stride[0] // level.window[0], level.stride[1] // level.window[1])
 
 
 def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[str, Span]:

@@ -13,6 +13,7 @@ and layer1.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from math import prod
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from fullres.models.split_merge import FullResolution, Pair, Region
 from fullres.models.trace import IMAGE
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.cost import (
-    convolutions, demands, level_cost, macs_per_element, node_span, subtree_elements,
+    Sources, convolutions, demands, level_cost, macs_per_element, node_span, subtree_elements,
 )  # fmt: skip
 
 Precision = Literal["fp32", "bf16"]
@@ -140,7 +141,8 @@ class _Scheduler:
         self.tree, self.size, self.dense, self.scores = tree, size, dense, scores
         self.precision, self.itemsize = precision, ITEMSIZE[precision]
         self.device = device
-        self.channels = {s.name: s.channels for level in tree.levels for s in level.steps} | {IMAGE: 3}
+        self.sources: Sources = {s.name: (s.channels, s.stride) for level in tree.levels for s in level.steps}
+        self.sources[IMAGE] = (3, (1, 1))
 
     def best(self, budget: int) -> Schedule:
         usable = int((budget - RESERVE) * USABLE)
@@ -232,10 +234,10 @@ class _Scheduler:
             batch *= fanout
             lengths = tuple(lattice_length(self.size[a], 0, level.stride[a]) for a in (0, 1))
             region = tuple(node_span(needed[a][level.exports[0]], level.stride[a], lengths[a]) for a in (0, 1))
-            source_channels = {name: self.channels[name] for name in level.reads}
+            sources = {name: self.sources[name] for name in level.reads}
             one = Span(region[0].start, region[0].start + -(-region[0].length // strip))
             middle = _centred(one, region[0])
-            cost = level_cost(level, source_channels, batch, (middle, region[1]), lengths, self.itemsize)  # type: ignore[arg-type]
+            cost = level_cost(level, sources, batch, (middle, region[1]), lengths, self.itemsize)  # type: ignore[arg-type]
             exports = cost.exports * region[0].length // max(1, middle.length)
             peak = max(peak, held + cost.peak + (exports if strip > 1 else 0))
             held += exports
@@ -280,20 +282,22 @@ def _cheapest_grains(
 
 
 def _grains(tree: FullResolution, schedule: Schedule, level: int) -> tuple[Grain, ...]:
-    size, dense = schedule.size, schedule.dense
+    size = schedule.size
     stride = tree.levels[level].stride if level >= 0 else (1, 1)
     weights = np.array([macs_per_element(step) for step in convolutions(tree)], dtype=np.int64)
+
+    @cache
+    def elements(axis: int, span: Span) -> list[np.ndarray]:
+        """For each offset along one axis: see `subtree_elements`. Many tiles share a span."""
+        needed = demands(tree, axis, output_spans(tree, axis, span, size[axis], schedule.dense))
+        return [
+            subtree_elements(tree, axis, needed, schedule.strips, (o, stride[axis]), size[axis], schedule.dense)
+            for o in range(min(stride[axis], span.length))
+        ]
+
     grains: list[Grain] = []
-    for t, tile in enumerate(schedule.tiles):
-        rows, columns = (
-            {
-                offset: subtree_elements(tree, axis, needed, schedule.strips, (offset, stride[axis]), size[axis], dense)
-                for offset in range(min(stride[axis], tile[axis].length))
-            }
-            for axis in (0, 1)
-            for needed in [demands(tree, axis, output_spans(tree, axis, tile[axis], size[axis], dense))]
-        )
-        for (k, ny), (l, nx) in product(rows.items(), columns.items()):
+    for t, (rows, columns) in enumerate(schedule.tiles):
+        for (k, ny), (l, nx) in product(enumerate(elements(0, rows)), enumerate(elements(1, columns))):
             grains.append(Grain(len(grains), t, level, (k, l), int((weights * ny * nx).sum())))
     return tuple(grains)
 

@@ -74,6 +74,7 @@ class TrainingConfig(_Section):
     schedule: Literal["constant", "poly"] = "constant"
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = Field(default=500, gt=0)
+    save_as: Literal["fp32", "fp16"] = "fp32"
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainingConfig":
@@ -164,7 +165,7 @@ def fit(
     weights = config.out / "weights.safetensors"
     info = WeightsInfo(config.model.name, config.model.width, len(known.classes), known.name)
     with atomic(weights) as temporary:
-        save_weights(network, temporary, info)
+        save_weights(network, temporary, info, torch.float16 if config.save_as == "fp16" else torch.float32)
     return weights
 
 
@@ -177,7 +178,7 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def _identity(config: TrainingConfig) -> str:
     """What must agree for a checkpoint to be gone on from."""
-    return json.dumps(config.model_dump(mode="json", exclude={"out", "checkpoint_every"}), sort_keys=True)
+    return json.dumps(config.model_dump(mode="json", exclude={"out", "checkpoint_every", "save_as"}), sort_keys=True)
 
 
 def _save(path: Path, step: int, config: TrainingConfig, network: Network, optimizer: torch.optim.Optimizer) -> None:

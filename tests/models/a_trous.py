@@ -1,8 +1,8 @@
 """Any network without subsampling, for comparison: torch itself runs it, no graph of it is made.
 
-`a_trous(network, image)` runs the network's own code while every convolution and pool is done at stride 1 with
-its dilation multiplied by the stride accumulated so far. Each tensor carries that stride; feature maps keep the
-size of the image. What is read past the image's border is zero, or nothing for max pooling.
+`a_trous(network, image)` runs the network's own code while every convolution and pool is done at stride 1,
+its dilation multiplied by the stride accumulated so far. Each tensor carries that stride; feature maps keep
+the size of the image. What is read past the image's border is zero, or nothing for max pooling.
 """
 
 import torch

@@ -11,7 +11,7 @@ FOLDER = Path(os.environ.get("FULLRES_CHECKPOINTS", ROOT / ".." / "shared" / "ch
 
 
 def random_state(name, seed=0):
-    """A state dict of random tensors with the keys and shapes of a list; skips the test where there is none."""
+    """A state dict of random tensors with the keys and shapes of a list. Skips where there is none."""
     path = FOLDER / f"{name}.tsv"
     if not path.is_file():
         pytest.skip(f"no list of keys {path.name}: set FULLRES_CHECKPOINTS to their folder")

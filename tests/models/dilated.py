@@ -1,10 +1,11 @@
-"""What a residual network computes without subsampling, in two ways that share no code with the product's tree.
+"""What a residual network computes without subsampling, in two ways that share no code with the tree.
 
-`dilated` keeps every feature map at the size of the image: strides are gone, and a convolution behind n splits
-has dilation 2**n and zero padding to match. `split` is Fig. 3 of "Split-Merge Pooling" to the letter: strides
-set to 1x1, split pooling after conv1's batch norm, in place of max pooling, and after the batch norm of every
-convolution that had a stride; five merges at the end. It works on lists of split batches, since those of an
-odd-sized image differ in size.
+`dilated` keeps every feature map at the size of the image: strides are gone, a convolution behind n splits
+has dilation 2**n and zero padding to match.
+
+`split` is Fig. 3 of "Split-Merge Pooling" to the letter: strides set to 1x1, split pooling after the batch
+norm of conv1, in place of max pooling, and after that of every convolution that had a stride; five merges at
+the end. It works on lists of split batches, since those of an odd-sized image differ in size.
 """
 
 import torch.nn.functional as F

@@ -19,7 +19,7 @@ ODD_SIZES = [(1, 1), (1, 7), (5, 3), (37, 53), (64, 33), (97, 31)]
 
 
 def with_statistics(network, seed=0):
-    """In evaluation mode, every batch norm with statistics and parameters of its own, so that a batch norm in the
+    """In evaluation mode, every batch norm with statistics and parameters of its own, so that one in the
     wrong place, or zero padding before it instead of behind it, shows."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -196,7 +196,7 @@ def test_parameters_of_tables_1_and_2(family, depth, printed):
 
 @pytest.mark.parametrize(("depth", "printed"), [(18, "11.193"), (34, "21.30"), (101, "42.56")])
 def test_parameters_of_fcn8s(depth, printed):
-    # 11,193,593 and 42,568,313 are printed as 11.193M and 42.56M: these rows of the paper are cut, not rounded.
+    # 11,193,593 and 42,568,313 are printed as 11.193M and 42.56M: these rows are cut, not rounded.
     assert f"{count(f'fcn8s{depth}') / 1e6:.6f}".startswith(printed)
 
 
@@ -227,5 +227,5 @@ def test_its_tree_shares_its_parameters():
 def test_unknown_depth_and_width_too_small():
     with pytest.raises(ValueError, match="ResNet depth is 19: one of 18, 34, 50, 101, 152"):
         SMP(subsampling_resnet(19), 5)
-    with pytest.raises(ValueError, match="width is 0.01: at least 1/64"):
+    with pytest.raises(ValueError, match=r"width is 0\.01: at least 1/64"):
         subsampling_resnet(18, 0.01)

@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(call, message):
 
 
 def count_operations(network, image):
-    """The result, and each convolution's giga-operations: 2 for a multiply-add, the bias being one of them."""
+    """The result, and each convolution's giga-operations: 2 for a multiply-add, the bias being one."""
     giga = [0.0, 0.0]
 
     def add(i, conv, out):

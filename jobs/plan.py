@@ -1,0 +1,209 @@
+"""`fullres plan`: the tree that `fullres predict` would run, without running it or having the workers."""
+
+import enum
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fullres.jobs.common import PrecisionChoice, choose_precision, clear_errors, fail, parse_bytes
+from fullres.models.catalogue import CATALOGUE, Network, build
+from fullres.models.split_merge import FullResolution
+from fullres.models.weights import load_network
+from fullres.ops.pooling import lattice_length
+from fullres.pipeline.datasets import dataset
+from fullres.pipeline.describe import LevelSummary, bytes_moved, describe
+from fullres.pipeline.execute import tree_of
+from fullres.pipeline.images import image_size, write_bytes_atomically
+from fullres.pipeline.plan import Plan, plan_image
+
+WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class DeviceChoice(enum.StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def plan(
+    image: Annotated[str, typer.Argument(help="An image, or the size of one.", metavar="IMAGE|WIDTHxHEIGHT")],
+    model: Annotated[str, typer.Option(help="Network, e.g. smp18, fcn32s34.")] = "smp18",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights; they say width and class count. Not needed for a plan.")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(min=1 / 64, help="Width of the network without weights; 1 by default.")
+    ] = None,
+    dataset_name: Annotated[
+        str, typer.Option("--dataset", help="Whose classes a network without weights has.")
+    ] = "cityscapes",
+    workers: Annotated[int, typer.Option(min=1, help="How many there would be.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="How many images of this size in all.")] = 1,
+    memory_budget: Annotated[str, typer.Option(help="A worker's memory beyond the model's own.")] = "4GiB",
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto: bf16 where the hardware computes it natively.")
+    ] = PrecisionChoice.auto,
+    device: Annotated[DeviceChoice, typer.Option(help="What the workers would run on.")] = DeviceChoice.cpu,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the plan and its figures here.")
+    ] = None,
+) -> None:
+    """Print the tree that would run: grains, work, memory, bytes, and how well N workers would be used."""
+    budget = parse_bytes(memory_budget)
+    with clear_errors():
+        size = _size(image)
+        tree, dense = tree_of(_network(model, weights, width, dataset_name))
+        chosen = choose_precision(precision, device.value)
+
+        def plan_for(count: int) -> Plan:
+            return plan_image(
+                tree,
+                size,
+                workers=count,
+                memory_budget=budget,
+                precision=chosen,
+                device=device.value,
+                images=images,
+                dense=dense,
+            )
+
+        asked = plan_for(workers)
+        others = {count: plan_for(count) for count in WORKER_COUNTS}
+    levels = describe(tree, asked)
+    if json_file:
+        figures = _figures(tree, asked, levels, workers, images, others)
+        write_bytes_atomically(json_file, json.dumps(figures, indent=1).encode())
+    out = Console(highlight=False)
+    out.print(f"{model} on {size[1]}x{size[0]} pixels, {chosen}, {device.value}, {_mib(budget)} a worker")
+    out.print(_tree_table(levels, dense))
+    for line in _lines(tree, asked, budget, workers, images):
+        out.print(line, soft_wrap=True)
+    out.print(_workers_table(tree, others, images))
+
+
+def _size(image: str) -> tuple[int, int]:
+    """(H, W) of a file, or of '2048x1024' (columns first, as everybody writes it)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", image)
+    if not match or Path(image).exists():
+        return image_size(image)
+    width, height = int(match[1]), int(match[2])
+    if min(width, height) < 1:
+        fail(f"IMAGE is '{image}': a size is at least 1x1")
+    return height, width
+
+
+def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> Network:
+    if model not in CATALOGUE:
+        fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
+    if weights is not None:
+        if width is not None:
+            fail("--width is what the weights say: leave out one of --width and --weights")
+        return load_network(model, weights)[0]
+    try:
+        classes = len(dataset(dataset_name).classes)
+    except ValueError as error:
+        fail(f"--dataset: {error}")
+    with torch.device("meta"):  # shapes alone
+        return build(model, classes, 1.0 if width is None else width)
+
+
+def _tree_table(levels: list[LevelSummary], dense: bool) -> Table:
+    names = ("stride", "split", "nodes", "lattice", "fan-out", "strips", "GFLOP", "batch MiB", "kept MiB")
+    table = _table("the tree, from the image down" if dense else "the network (one phase of each split)", names)
+    for level in levels:
+        table.add_row(
+            _by(level.stride) if level.stride[0] != level.stride[1] else str(level.stride[0]),
+            _by(level.window),
+            f"{level.nodes}",
+            _by((level.lattice[1], level.lattice[0])),
+            f"{level.fanout}",
+            f"{level.strips}",
+            f"{2 * level.macs / 1e9:,.1f}",
+            f"{level.working_bytes / 2**20:,.1f}",
+            f"{level.kept_bytes / 2**20:,.1f}",
+        )
+    return table
+
+
+def _lines(tree: FullResolution, plan: Plan, budget: int, workers: int, images: int) -> list[str]:
+    schedule = plan.schedule
+    out, back = bytes_moved(tree, plan)
+    tiles = "the whole image at once" if len(schedule.tiles) == 1 else f"{len(schedule.tiles)} with exact halos"
+    least, most = (2 * f(g.macs for g in plan.grains) / 1e9 for f in (min, max))
+    each = f"{most:,.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:,.2f} to {most:,.2f}"
+    count = f"{images} image{'s' * (images > 1)}"
+    return [
+        f"tiles:      {tiles}",
+        f"grains:     {len(plan.grains)} {_cut(tree, plan)}, {each} GFLOP each",
+        f"work:       {2 * plan.macs / 1e9:,.1f} GFLOP an image, {_repeated(plan):.1%} of it repeated",
+        f"memory:     {_mib(schedule.peak_bytes)} at the worst moment, of {_mib(budget)}",
+        f"bytes:      {_mib(out)} of image out, {_mib(back)} of class ids back",
+        f"efficiency: {plan.efficiency(workers, images):.0%} with {workers} worker{'s' * (workers > 1)} on {count}",
+    ]
+
+
+def _workers_table(tree: FullResolution, plans: dict[int, Plan], images: int) -> Table:
+    names = ("workers", "grains", "of stride", "repeated", "efficiency", "speed-up")
+    table = _table(f"other numbers of workers, {images} image{'s' * (images > 1)}", names)
+    for count, plan in plans.items():
+        efficiency = plan.efficiency(count, images)
+        level = plan.grains[0].level
+        stride = str(tree.levels[level].stride[0]) if level >= 0 else "1"
+        row = (f"{len(plan.grains)}", stride, f"{_repeated(plan):.1%}", f"{efficiency:.0%}")
+        table.add_row(f"{count}", *row, f"{efficiency * count:.1f}")
+    return table
+
+
+def _table(title: str, names: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _figures(
+    tree: FullResolution, plan: Plan, levels: list[LevelSummary], workers: int, images: int, others: dict[int, Plan]
+) -> dict[str, Any]:
+    out, back = bytes_moved(tree, plan)
+    return {
+        "plan": plan.to_json(),
+        "levels": [asdict(level) for level in levels],
+        "workers": workers,
+        "images": images,
+        "giga_operations": 2 * plan.macs / 1e9,
+        "repeated_share": _repeated(plan),
+        "peak_bytes": plan.schedule.peak_bytes,
+        "bytes": {"images_out": out, "results_back": back},
+        "efficiency": plan.efficiency(workers, images),
+        "efficiency_by_workers": {count: p.efficiency(count, images) for count, p in others.items()},
+    }
+
+
+def _cut(tree: FullResolution, plan: Plan) -> str:
+    level = plan.grains[0].level
+    if level < 0:
+        return "(one a tile)" if len(plan.schedule.tiles) > 1 else "(all of the image)"
+    stride = tree.levels[level].stride
+    first = lattice_length(plan.schedule.size[0], 0, stride[0]), lattice_length(plan.schedule.size[1], 0, stride[1])
+    a_tile = " in each tile" if len(plan.schedule.tiles) > 1 else f" of {_by(first[::-1])} pixels"
+    return f"(one a node of output stride {stride[0]}{a_tile})"
+
+
+def _repeated(plan: Plan) -> float:
+    return 1 - plan.least_macs / plan.macs
+
+
+def _by(pair: tuple[int, ...]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _mib(n: int) -> str:
+    return f"{n / 2**20:,.1f} MiB" if n < 10 << 20 else f"{n / 2**20:,.0f} MiB"
