@@ -32,7 +32,7 @@ demo: setup
 	done
 	$(BIN)/fullres report --images $(DEMO)/scenes/images --labels $(DEMO)/scenes/labels --dataset scenes \
 	  --pred FCN32s-18=$(DEMO)/fcn32s18 --pred FCN8s-18=$(DEMO)/fcn8s18 --pred SMP-18=$(DEMO)/smp18 \
-	  --out $(DEMO)/report
+	  --out $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest

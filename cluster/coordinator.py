@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from fullres.cluster.workers import Device, Done, WorkerInfo, places, start_worker
 from fullres.models.catalogue import Network
-from fullres.models.split_merge import Pair
+from fullres.models.split_merge import FullResolution, Pair
 from fullres.pipeline.execute import place, tile_window, tree_of
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.plan import BudgetError, Grain, Plan, Precision, plan_image
@@ -121,7 +121,7 @@ Write = Callable[[Task, np.ndarray, np.ndarray], None]
 class Coordinator:
     """Runs one network over many images on the workers of the connected Ray cluster."""
 
-    def __init__(self, network: Network, options: Options) -> None:
+    def __init__(self, network: Network | FullResolution, options: Options) -> None:
         self.options = options
         self.tree, self.dense = tree_of(network)
         self.network = ray.put(network)

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from fullres.models.catalogue import Network
+from fullres.models.split_merge import FullResolution
 from fullres.pipeline.execute import Predictor
 from fullres.pipeline.plan import Grain, Precision, Schedule
 
@@ -19,7 +20,8 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs. `baseline_bytes`: its resident memory with the network loaded, before any work."""
+    """Where a worker runs. `baseline_bytes`: its memory with the network loaded, before any work: resident, or
+    allocated on its GPU."""
 
     host: str
     node: str
@@ -44,10 +46,10 @@ class Worker:
     def __init__(self, network: list[Any], precision: Precision, device: Device) -> None:
         torch.set_num_threads(1)
         self.device = torch.device(device)
-        loaded: Network = ray.get(network[0])
+        loaded: Network | FullResolution = ray.get(network[0])
         self.predictor = Predictor(loaded, self.device, precision)
         del loaded
-        self.baseline = resident_bytes()
+        self.baseline = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
 
     def info(self) -> WorkerInfo:
         """Answers once the network is loaded."""
@@ -64,8 +66,8 @@ class Worker:
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
-            peak = max(0, peak_resident_bytes() - self.baseline)
-        return Done(result, busy, peak)
+            peak = peak_resident_bytes()
+        return Done(result, busy, max(0, peak - self.baseline))
 
 
 def resident_bytes() -> int:

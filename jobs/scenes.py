@@ -28,8 +28,8 @@ def scenes(
     out: Annotated[Path, typer.Option(help="Folder that gets images/ and labels/.")],
     count: Annotated[int, typer.Option(min=1)] = 8,
     first_seed: Annotated[int, typer.Option(min=0, help="Scenes first_seed, first_seed + 1, ...")] = 0,
-    height: Annotated[int, typer.Option(min=1)] = 1024,
-    width: Annotated[int, typer.Option(min=1)] = 2048,
+    height: Annotated[int, typer.Option(min=16)] = 1024,
+    width: Annotated[int, typer.Option(min=16)] = 2048,
 ) -> None:
     """Render street scenes with pixel-accurate labels (Cityscapes' 19 classes); goes on where it was stopped."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:

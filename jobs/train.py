@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fullres.jobs.common import console, fail
 from fullres.models.weights import WeightsError
 from fullres.pipeline.datasets.pairs import PairingError
 from fullres.pipeline.images import ImageError
@@ -17,14 +17,14 @@ from fullres.pipeline.training import StepReport, TrainingConfig, fit
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """A validated configuration. Raises typer.BadParameter that names the field, its value and what is allowed."""
+    """A validated configuration. Otherwise ends with the field's name, its value and what is allowed."""
     try:
         return TrainingConfig(**tomllib.loads(path.read_text()))
     except tomllib.TOMLDecodeError as error:
-        raise typer.BadParameter(f"{path} is not TOML: {error}") from error
+        fail(f"{path} is not TOML: {error}")
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter(f"{path}: " + "; ".join(lines)) from error
+        fail(f"{path}: {'; '.join(lines)}")
 
 
 def train(
@@ -40,7 +40,6 @@ def train(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    console = Console(stderr=True)
     try:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("training", total=config.steps)
@@ -52,6 +51,5 @@ def train(
 
             weights = fit(config, device, show)
     except (WeightsError, PairingError, ImageError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}")
-        raise typer.Exit(2) from error
+        fail(error)
     print(weights)

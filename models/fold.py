@@ -51,6 +51,7 @@ def fuse(tree: FullResolution) -> FullResolution:
     """
     steps = [step for level in tree.levels for step in level.steps]
     position = {s.name: i for i, s in enumerate(steps)}
+    stride = {s.name: s.stride for s in steps}
     readers = Counter([name for s in steps for name in s.inputs] + list(tree.outputs))
     alias: dict[str, str] = {}  # a sum or ReLU -> the convolution that does it
     fused: dict[str, Step] = {}
@@ -63,7 +64,12 @@ def fuse(tree: FullResolution) -> FullResolution:
         last = max(inputs, key=lambda name: position.get(name, -1))
         host = fused.get(last)
         alone = host is not None and all(readers[n] == 1 for n in step.inputs if alias.get(n, n) == last)
-        same = host is not None and host.stride == step.stride and last not in relu
+        same = (
+            host is not None
+            and isinstance(host.call, nn.Conv2d)
+            and last not in relu
+            and all(stride.get(name, (1, 1)) == host.stride == step.stride for name in inputs)
+        )
         if alone and same and host is not None and _is_sum(step) and len(host.inputs) == 1 and len(set(inputs)) == 2:
             (other,) = (name for name in inputs if name != last)
             fused[last] = replace(host, inputs=(host.inputs[0], other))

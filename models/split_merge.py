@@ -294,7 +294,8 @@ def _apply(
             return F.conv2d(x, conv.weight, conv.bias, stride, padding, conv.dilation, conv.groups)
         if len(tensors) == 1:
             return conv(x, stride, padding)
-        return conv(x, stride, padding, tensors[1] if owned[1] else tensors[1].clone())
+        free = owned[1] and step.inputs[1] != step.inputs[0]  # it is written while x is read
+        return conv(x, stride, padding, tensors[1] if free else tensors[1].clone())
     if step.op == "average_pool_inside":
         inside = F.pad(x.new_ones((1, 1, *x.shape[-2:])), (left, right, top, bottom))
         x = F.pad(x, (left, right, top, bottom))

@@ -51,8 +51,11 @@ def native_precision(device: torch.device) -> Precision:
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16") else "fp32"
 
 
-def tree_of(network: Network) -> tuple[FullResolution, bool]:
-    """The network's tree, and whether every phase is wanted (SMP) or the first alone (FCN32s, FCN8s)."""
+def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
+    """The network's tree, and whether every phase is wanted (SMP, what `split_merge` made) or the first alone
+    (FCN32s, FCN8s)."""
+    if isinstance(network, FullResolution):
+        return network, True
     if isinstance(network, SMP):
         return network.full_resolution(), True
     return split_merge(_Scores(network)), False
@@ -73,7 +76,7 @@ class ImageSource:
         (top, bottom), (left, right) = region
         y, x = self.origin
         part = np.ascontiguousarray(self.window[top - y : bottom - y, left - x : right - x])
-        return normalise(torch.from_numpy(part).to(self.device), self.dtype)[None]
+        return normalise(torch.from_numpy(part[None]).to(self.device), self.dtype)
 
 
 def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
@@ -88,7 +91,10 @@ def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
 class Predictor:
     """A network ready for inference on one device."""
 
-    def __init__(self, network: Network, device: torch.device, precision: Precision) -> None:
+    def __init__(self, network: Network | FullResolution, device: torch.device, precision: Precision) -> None:
+        if device.type == "cuda":  # the same bytes each time, and fp32 that is not TF32
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         tree, self.dense = tree_of(network)
         self.dtype = DTYPES[precision]
         self.device = device

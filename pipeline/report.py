@@ -22,8 +22,8 @@ from fullres.pipeline.images import list_images, read_image, read_labels, write_
 from fullres.pipeline.pictures import colour
 
 THUMBNAIL = 960  # pixels along the longer side
-CROP = (160, 320)  # (h, w) of the part shown enlarged
-THIN = 9  # pixels: what is no wider, and the outline of what is
+CROP = (112, 224)  # (h, w) of the part shown enlarged
+THIN = 7  # pixels: what is no wider, and the outline of what is
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def write_report(
         names=[p.name for p in predictions],
         totals=_totals(evaluations),
         classes=_classes(evaluations, known),
-        runs=[_run(p) for p in predictions],
+        runs=_runs(predictions),
         frames=frames,
     )
     write_bytes_atomically(out / "index.html", page.encode())
@@ -144,7 +144,7 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 def _totals(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[_Cell]]]:
     return [
         ("mean IoU", _cells([e.mean_iou for e in evaluations])),
-        ("small and thin, mean IoU", _cells([e.small_thin_iou for e in evaluations])),
+        ("small and thin", _cells([e.small_thin_iou for e in evaluations])),
         ("pixel accuracy", _cells([e.pixel_accuracy for e in evaluations])),
     ]
 
@@ -176,10 +176,15 @@ def _percent(score: float) -> str:
     return "–" if score != score else f"{100 * score:.1f}"  # nan: nothing of this class
 
 
+def _runs(predictions: Sequence[Prediction]) -> list[tuple[str, list[str]]]:
+    """Rows of what was run: a name, and a value for each prediction."""
+    runs = [_run(p) for p in predictions]
+    return [(name, [run[name] for run in runs]) for name in runs[0]] if runs else []
+
+
 def _run(prediction: Prediction) -> dict[str, str]:
     """What the folder's summary.json says of how it was made; "–" where it says nothing."""
-    row = dict.fromkeys(("model", "parameters", "precision", "images", "seconds", "workers", "busy"), "–")
-    row["name"] = prediction.name
+    row = dict.fromkeys(("model", "parameters", "precision", "images", "seconds", "workers", "workers busy"), "–")
     try:
         summary = json.loads((prediction.folder / "summary.json").read_text())
     except (OSError, ValueError):
@@ -194,5 +199,5 @@ def _run(prediction: Prediction) -> dict[str, str]:
         row["seconds"] = f"{summary['wall_seconds']:.1f}"
     if workers:
         row["workers"] = f"{len(workers)} ({', '.join(sorted({str(w.get('device')) for w in workers}))})"
-        row["busy"] = f"{sum(w.get('busy_share', 0.0) for w in workers) / len(workers):.0%}"
+        row["workers busy"] = f"{sum(w.get('busy_share', 0.0) for w in workers) / len(workers):.0%}"
     return row

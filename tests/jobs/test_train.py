@@ -1,0 +1,117 @@
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.models.weights import load_network
+from fullres.pipeline import training
+from fullres.pipeline.images import write_png
+from fullres.pipeline.scenes import render_scene
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in (1, 2):
+        image, labels = render_scene(seed, 64, 128)
+        write_png(folder / f"images/{seed}.png", image)
+        write_png(folder / f"labels/{seed}.png", labels)
+    return folder
+
+
+@pytest.fixture
+def train(scenes, tmp_path):
+    """Write a configuration, with some values replaced, and run it."""
+
+    def run(out="run", model="smp18", more="", **changed):
+        values = {"steps": 4, "batch_size": 2, "crop": [64, 64], "learning_rate": 1e-3, "checkpoint_every": 2} | changed
+        lines = [f'out = "{tmp_path / out}"', *(f"{name} = {value!r}" for name, value in values.items())]
+        lines += ["[model]", f'name = "{model}"', "width = 0.125", more]
+        lines += ["[data]", 'dataset = "scenes"', f'images = "{scenes}/images"', f'labels = "{scenes}/labels"']
+        (tmp_path / "config.toml").write_text("\n".join(lines))
+        return CliRunner().invoke(app, ["train", str(tmp_path / "config.toml"), "--threads", "1"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("smp18", {"phases": [1, 2, 2, 4], "schedule": "poly"}), ("fcn32s18", {"precision": "bf16"}), ("fcn8s18", {})],
+)
+def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
+    result = train(model=model, **settings)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "run/weights.safetensors")
+    _, info = load_network(model, tmp_path / "run/weights.safetensors")
+    assert (info.model, info.width, info.num_classes, info.dataset) == (model, 0.125, 19, "scenes")
+
+
+def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
+    settings = {"phases": [1, 1, 2, 2], "schedule": "poly", "steps": 5}
+    assert train(out="undisturbed", **settings).exit_code == 0
+    loss, calls = training.segmentation_loss, []
+
+    def stop_in_the_fourth_step(*arguments):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(training, "segmentation_loss", stop_in_the_fourth_step)
+    assert train(out="stopped", **settings).exit_code != 0
+    assert not (tmp_path / "stopped/weights.safetensors").exists()
+    calls.clear()
+    assert train(out="stopped", **settings).exit_code == 0
+    assert len(calls) == 3  # the third to the fifth: the checkpoint is of the second
+    files = [tmp_path / out / "weights.safetensors" for out in ("undisturbed", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_loss_falls(train, tmp_path):
+    def trained(steps):
+        losses = []
+        with pytest.MonkeyPatch.context() as patch:
+            loss = training.segmentation_loss
+            patch.setattr(training, "segmentation_loss", lambda *a: losses.append(loss(*a)) or losses[-1])
+            assert train(steps=steps, phases=[1, 1, 4, 4]).exit_code == 0
+        return [float(value.detach()) for value in losses]
+
+    losses = trained(20)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(train):
+    assert train().exit_code == 0
+    result = train(learning_rate=2e-3)
+    assert result.exit_code == 2
+    assert "checkpoint.pt is of another configuration" in result.stderr
+
+
+def test_the_seed_and_nothing_else_decides(train, tmp_path):
+    weights = []
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train(out=out, seed=seed, steps=2).exit_code == 0
+        weights.append(load_file(tmp_path / out / "weights.safetensors")["classifier.weight"])
+    assert weights[0].equal(weights[1])
+    assert not weights[0].equal(weights[2])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"steps": 0}, "steps = 0: Input should be greater than 0"),
+        ({"phases": [1, 5, 1, 1]}, "phases are (1, 5, 1, 1): 1 to 16 of the first, 1 to 4 of each other split"),
+        ({"crop": [16, 64]}, "crop is (16, 64): at least 32 x 32"),
+        ({"schedule": "cosine"}, "schedule = 'cosine': Input should be 'constant' or 'poly'"),
+        ({"learnin_rate": 1}, "learnin_rate = 1: Extra inputs are not permitted"),
+        ({"model": "smp19"}, "name is 'smp19': one of smp18"),
+        ({"more": 'backbone_weights = "no.pth"'}, "weights no.pth: no such file"),
+        ({"more": "["}, "is not TOML"),
+    ],
+)
+def test_config_errors_name_field_value_and_what_is_allowed(train, tmp_path, changed, message):
+    result = train(**changed)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
