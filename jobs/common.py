@@ -19,8 +19,7 @@ from fullres.models.catalogue import CATALOGUE, Network
 from fullres.models.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.pipeline.datasets import Dataset, dataset
-from fullres.pipeline.datasets.pairs import PairingError
-from fullres.pipeline.evaluate import EvaluationError
+from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.execute import native_precision
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.outputs import OutputsError
@@ -29,7 +28,7 @@ from fullres.pipeline.plan import BudgetError, Precision
 console = Console(stderr=True)
 
 USER_ERRORS = (
-    ImageError, WeightsError, BudgetError, OutputsError, PairingError, EvaluationError, UnsupportedModule, WorkersLost,
+    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
 )  # fmt: skip
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}

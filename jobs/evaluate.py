@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fullres.pipeline.datasets import DATASETS, dataset
-from fullres.pipeline.evaluate import Evaluation, EvaluationError
+from fullres.pipeline.evaluate import Evaluation, FilesError
 from fullres.pipeline.evaluate import evaluate as score_folders
 from fullres.pipeline.images import write_bytes_atomically
 
@@ -41,7 +41,7 @@ def evaluate(
             )
         if json_file:
             write_bytes_atomically(json_file, json.dumps(evaluation.to_json(), indent=1).encode())
-    except (ValueError, EvaluationError, OSError) as error:
+    except (ValueError, FilesError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     Console().print(score_table(evaluation))

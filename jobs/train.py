@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fullres.jobs.common import console, fail
 from fullres.models.weights import WeightsError
-from fullres.pipeline.datasets.pairs import PairingError
+from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.training import StepReport, TrainingConfig, fit
 
@@ -50,6 +50,6 @@ def train(
                     console.print(f"step {report.step}/{report.steps} loss {report.loss:.3f}")
 
             weights = fit(config, device, show)
-    except (WeightsError, PairingError, ImageError, ValueError) as error:
+    except (WeightsError, FilesError, ImageError, ValueError) as error:
         fail(error)
     print(weights)

@@ -1,9 +1,7 @@
 """Compare a folder of predictions with a folder of labels."""
 
-import glob
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,19 +12,10 @@ import numpy as np
 
 from fullres.ops import metrics
 from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
 from fullres.pipeline.images import ImageError, read_labels
 
 _PICTURES = ("_color", "_overlay")  # for people; they lie beside the class ids
-_NAMED = 10  # files named in one message
-
-
-class EvaluationError(Exception):
-    """Files that can't be compared. The message names up to ten; `problems` holds all, one line each."""
-
-    def __init__(self, headline: str, problems: Sequence[str]):
-        self.problems = list(problems)
-        more = [f"and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
-        super().__init__("\n  ".join([headline, *problems[:_NAMED], *more]))
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def evaluate(
         progress: called with (frames done, frames in all) after each frame.
 
     Raises:
-        EvaluationError: a folder without files, predictions without label or labels without prediction;
+        FilesError: a folder without files, predictions without label or labels without prediction;
             or, of all frames, those unreadable, of unequal size or with ids that don't belong.
     """
     pairs = match(pred_dir, label_dir, dataset)
@@ -115,48 +104,20 @@ def evaluate(
             if progress:
                 progress(done, len(pairs))
     if problems:
-        raise EvaluationError(f"{len(problems)} of {len(pairs)} frames can't be scored:", problems)
+        raise FilesError(f"{len(problems)} of {len(pairs)} frames can't be scored:", problems)
     return Evaluation(dataset, len(pairs), confusion)
 
 
 def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list[tuple[Path, Path]]:
     """List (prediction file, label file), sorted; raises as `evaluate` does."""
-    predictions: dict[str, Path] = {}
-    for path in _files(pred_dir, (".png",)):
-        key = _key(path, pred_dir).removesuffix(dataset.image_ending)
-        if key in predictions:
-            raise EvaluationError("two predictions for one frame:", [str(predictions[key]), str(path)])
-        predictions[key] = path
-
-    labels: dict[str, Path] = {}
-    files = _files(label_dir, (".png", ".tif", ".tiff"))
-    for ending in dataset.encodings:  # where a frame is stored in two ways, the first encoding counts
-        for path in files:
-            if dataset.label_ending(path) == ending:
-                labels.setdefault(_key(path, label_dir).removesuffix(ending), path)
-
+    folder = Path(pred_dir)
+    if not folder.is_dir():
+        raise FilesError(f"{folder}: no such folder", [])
+    found = (p for p in sorted(folder.rglob("*.png")) if p.name[0] != "." and not p.stem.endswith(_PICTURES))
+    predictions = [(p, p.relative_to(folder).with_suffix("")) for p in found]
     if not predictions:
-        raise EvaluationError(f"{pred_dir}: no predictions; they are class-id PNG files", [])
-    if not labels:
-        names = ", ".join(f"*{ending}.png" for ending in dataset.encodings)
-        raise EvaluationError(f"{label_dir}: no labels of {dataset.name}; they are named {names}", [])
-    unmatched = [f"{predictions[key]}: no label" for key in sorted(predictions.keys() - labels.keys())]
-    unmatched += [f"{labels[key]}: no prediction" for key in sorted(labels.keys() - predictions.keys())]
-    if unmatched:
-        raise EvaluationError(f"files without their counterpart ({len(unmatched)}):", unmatched)
-    return [(predictions[key], labels[key]) for key in sorted(labels)]
-
-
-def _files(folder: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
-    if not os.path.isdir(folder):
-        raise EvaluationError(f"{folder}: no such folder", [])
-    found = glob.glob(os.path.join(glob.escape(str(folder)), "**", "*"), recursive=True)
-    paths = (Path(name) for name in sorted(found))
-    return [p for p in paths if p.suffix.lower() in suffixes and not p.stem.endswith(_PICTURES)]
-
-
-def _key(path: Path, folder: str | Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+        raise FilesError(f"{folder}: no predictions; they are class-id PNG files", [])
+    return pair_with_labels(predictions, Path(label_dir), dataset, "prediction")
 
 
 def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | str:

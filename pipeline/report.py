@@ -65,7 +65,7 @@ def write_report(
     Every image needs a label file and a class-id file in each prediction's folder, matched by relative path and
     name. The page is written last. `progress(frames done, frames in all)`.
 
-    Raises PairingError, EvaluationError or ImageError for what is missing or can't be read or compared.
+    Raises FilesError or ImageError for what is missing or can't be read or compared.
     """
     evaluations = [evaluate(p.folder, labels, known) for p in predictions]
     label_to_prediction = [

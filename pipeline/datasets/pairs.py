@@ -1,4 +1,4 @@
-"""Which image (or prediction) belongs to which label file: by relative path and name, less the data set's endings."""
+"""Which image or prediction belongs to which label file: by relative path, less the data set's endings."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,8 +8,8 @@ from fullres.pipeline.datasets.dataset import Dataset
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 
 
-class PairingError(ValueError):
-    """Files without their counterpart. The message names up to ten; `problems` holds all, one line each."""
+class FilesError(ValueError):
+    """Files that do not go together. The message names up to ten; `problems` holds all, one line each."""
 
     def __init__(self, headline: str, problems: list[str]) -> None:
         self.problems = problems
@@ -22,16 +22,16 @@ def pair_with_labels(
 ) -> list[tuple[Path, Path]]:
     """(image, label file) for each (image, relative stem), sorted. `what` names the images in messages.
 
-    Raises PairingError for images without labels, labels without image and two images of one frame.
+    Raises FilesError for images without labels, labels without image and two images of one frame.
     """
     by_key: dict[str, Path] = {}
     for path, stem in images:
         key = stem.as_posix().removesuffix(dataset.image_ending)
         if key in by_key:
-            raise PairingError(f"two {what}s for one frame:", [str(by_key[key]), str(path)])
+            raise FilesError(f"two {what}s for one frame:", [str(by_key[key]), str(path)])
         by_key[key] = path
     if not label_dir.is_dir():
-        raise PairingError(f"{label_dir}: no such folder", [])
+        raise FilesError(f"{label_dir}: no such folder", [])
     labels: dict[str, Path] = {}
     files = sorted(p for p in label_dir.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES and p.name[0] != ".")
     for ending in dataset.encodings:  # where a frame is stored in two ways, the first encoding counts
@@ -41,9 +41,9 @@ def pair_with_labels(
                 labels.setdefault(key, path)
     if not labels:
         names = ", ".join(f"*{ending}.png" for ending in dataset.encodings)
-        raise PairingError(f"{label_dir}: no labels of {dataset.name}; they are named {names}", [])
+        raise FilesError(f"{label_dir}: no labels of {dataset.name}; they are named {names}", [])
     unmatched = [f"{by_key[key]}: no label" for key in sorted(by_key.keys() - labels.keys())]
     unmatched += [f"{labels[key]}: no {what}" for key in sorted(labels.keys() - by_key.keys())]
     if unmatched:
-        raise PairingError(f"files without their counterpart ({len(unmatched)}):", unmatched)
+        raise FilesError(f"files without their counterpart ({len(unmatched)}):", unmatched)
     return [(by_key[key], labels[key]) for key in sorted(labels)]

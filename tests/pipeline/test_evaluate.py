@@ -3,7 +3,8 @@ import pytest
 
 from fullres.ops.metrics import confusion_matrix
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.evaluate import EvaluationError, evaluate
+from fullres.pipeline.datasets.pairs import FilesError
+from fullres.pipeline.evaluate import evaluate
 from fullres.pipeline.images import write_png
 
 
@@ -64,7 +65,7 @@ def test_files_without_counterpart_are_all_named(folders):
     pred, gt, _ = folders
     (gt / "a/2.png").unlink()
     (pred / "b/1.png").unlink()
-    with pytest.raises(EvaluationError) as caught:
+    with pytest.raises(FilesError) as caught:
         evaluate(pred, gt, dataset("scenes"))
     assert caught.value.problems == [f"{pred}/a/2.png: no label", f"{gt}/b/1.png: no prediction"]
     assert str(caught.value).startswith("files without their counterpart (2):\n")
@@ -75,7 +76,7 @@ def test_frames_that_cannot_be_scored_are_all_named(folders):
     write_png(pred / "a/1.png", np.full((20, 30), 19, np.uint8))
     write_png(gt / "a/2.png", np.full((20, 30), 40, np.uint8))
     write_png(pred / "b/1.png", np.zeros((20, 31), np.uint8))
-    with pytest.raises(EvaluationError) as caught:
+    with pytest.raises(FilesError) as caught:
         evaluate(pred, gt, dataset("scenes"))
     assert caught.value.problems == [
         f"{pred}/a/1.png: prediction ids [19] don't belong: 0..18 do",
@@ -88,7 +89,7 @@ def test_a_damaged_prediction_is_named(folders):
     pred, gt, _ = folders
     path = pred / "a/1.png"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(EvaluationError, match=r"1 of 3 frames can't be scored:\n  .*1\.png: PNG file of"):
+    with pytest.raises(FilesError, match=r"1 of 3 frames can't be scored:\n  .*1\.png: PNG file of"):
         evaluate(pred, gt, dataset("scenes"))
 
 
@@ -96,7 +97,7 @@ def test_ten_files_are_named_and_the_rest_counted(tmp_path):
     for i in range(13):
         write_png(tmp_path / f"pred/{i:02d}.png", np.zeros((1, 1), np.uint8))
     write_png(tmp_path / "gt/00.png", np.zeros((1, 1), np.uint8))
-    with pytest.raises(EvaluationError) as caught:
+    with pytest.raises(FilesError) as caught:
         evaluate(tmp_path / "pred", tmp_path / "gt", dataset("scenes"))
     lines = str(caught.value).splitlines()
     assert len(lines) == 12
@@ -106,14 +107,14 @@ def test_ten_files_are_named_and_the_rest_counted(tmp_path):
 
 def test_folders_without_files_are_named(tmp_path, folders):
     pred, gt, _ = folders
-    with pytest.raises(EvaluationError, match="nowhere: no such folder"):
+    with pytest.raises(FilesError, match="nowhere: no such folder"):
         evaluate(tmp_path / "nowhere", gt, dataset("scenes"))
     with pytest.raises(
-        EvaluationError, match=r"gt: no labels of cityscapes; they are named \*_gtFine_labelIds"
+        FilesError, match=r"gt: no labels of cityscapes; they are named \*_gtFine_labelIds"
     ):
         evaluate(pred, gt, dataset("cityscapes"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvaluationError, match="empty: no predictions; they are class-id PNG files"):
+    with pytest.raises(FilesError, match="empty: no predictions; they are class-id PNG files"):
         evaluate(tmp_path / "empty", gt, dataset("scenes"))
 
 
@@ -121,6 +122,6 @@ def test_two_predictions_for_one_frame(tmp_path):
     for name in ("x", "x_leftImg8bit"):
         write_png(tmp_path / f"pred/{name}.png", np.zeros((1, 1), np.uint8))
     with pytest.raises(
-        EvaluationError, match=r"two predictions for one frame:\n.*x\.png\n.*x_leftImg8bit\.png"
+        FilesError, match=r"two predictions for one frame:\n.*x\.png\n.*x_leftImg8bit\.png"
     ):
         evaluate(tmp_path / "pred", tmp_path, dataset("cityscapes"))

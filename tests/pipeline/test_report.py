@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.datasets.pairs import PairingError
-from fullres.pipeline.evaluate import EvaluationError, evaluate
+from fullres.pipeline.datasets.pairs import FilesError
+from fullres.pipeline.datasets.pairs import FilesError
+from fullres.pipeline.evaluate import evaluate
 from fullres.pipeline.images import read_image, write_png
 from fullres.pipeline.report import CROP, Prediction, busiest_crop, write_report
 
@@ -93,10 +94,10 @@ def test_names_are_escaped(folders):
 
 def test_missing_prediction_or_image_writes_no_page(folders):
     (folders / "bad/a.png").unlink()
-    with pytest.raises(EvaluationError, match="a.png: no prediction"):
+    with pytest.raises(FilesError, match="a.png: no prediction"):
         write(folders, FCN="bad")
     (folders / "images/a.png").unlink()
-    with pytest.raises(PairingError, match="a.png: no image"):
+    with pytest.raises(FilesError, match="a.png: no image"):
         write(folders, SMP="good")
     assert not (folders / "out/index.html").exists()
 
