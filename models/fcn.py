@@ -21,6 +21,14 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def combine(scores: tuple[Tensor, ...]) -> Tensor:
+    """The scores of all output strides, resized to the finest and added."""
+    fine, *coarser = scores
+    for score in coarser:
+        fine = fine + _resize(score, (fine.shape[-2], fine.shape[-1]))
+    return fine
+
+
 class FCN32s(nn.Module):
     """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before interpolation."""
 
@@ -34,8 +42,7 @@ class FCN32s(nn.Module):
         return (self.classifier(self.backbone(image)[3]),)
 
     def forward(self, image: Tensor) -> Tensor:
-        (coarse,) = self.scores(image)
-        return _resize(coarse, (image.shape[-2], image.shape[-1]))
+        return _resize(combine(self.scores(image)), (image.shape[-2], image.shape[-1]))
 
 
 class FCN8s(nn.Module):
@@ -54,8 +61,4 @@ class FCN8s(nn.Module):
         return self.classifier8(c3), self.classifier16(c4), self.classifier(c5)
 
     def forward(self, image: Tensor) -> Tensor:
-        fine, *coarser = self.scores(image)
-        total = fine
-        for score in coarser:
-            total = total + _resize(score, (fine.shape[-2], fine.shape[-1]))
-        return _resize(total, (image.shape[-2], image.shape[-1]))
+        return _resize(combine(self.scores(image)), (image.shape[-2], image.shape[-1]))

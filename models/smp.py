@@ -45,10 +45,13 @@ class SMP(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.classifier = nn.Conv2d(backbone.channels[3], num_classes, 1)
+        self._tree: list[FullResolution] = []  # in a list: no submodule, its parameters are the ones above
 
     def full_resolution(self) -> FullResolution:
         """The tree of split batches; shares this network's parameters."""
-        return split_merge(_Strided(self.backbone, self.classifier))
+        if not self._tree:
+            self._tree.append(split_merge(_Strided(self.backbone, self.classifier)))
+        return self._tree[0]
 
     def forward(self, image: Tensor) -> Tensor:
         return self.full_resolution()(image)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def bilinear_reads(start: int, stop: int, in_length: int, out_length: int) -> tuple[int, int]:
     """First and last + 1 input element that outputs start, ..., stop - 1 are interpolated from."""
-    low, high, _ = _weights(start, stop, in_length, out_length)
+    low, high, _ = _weights(torch.arange(start, stop), in_length, out_length)
     return int(low.min()), int(high.max()) + 1
 
 
@@ -23,8 +23,20 @@ def bilinear_window(
     Equals that window of `F.interpolate(whole, out_size, mode="bilinear", align_corners=False)`. `x` (..., h, w)
     is the part of the map whose first element is at `origin`; it must hold what `bilinear_reads` says.
     """
-    for axis, dim, (start, stop) in ((0, -2, rows), (1, -1, columns)):
-        low, high, weight = _weights(start, stop, in_size[axis], out_size[axis])
+    return bilinear_at(x, origin, in_size, out_size, torch.arange(*rows), torch.arange(*columns))
+
+
+def bilinear_at(
+    x: Tensor,
+    origin: tuple[int, int],
+    in_size: tuple[int, int],
+    out_size: tuple[int, int],
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """As `bilinear_window`, at the given rows and columns (int64) of the resized map."""
+    for axis, dim, positions in ((0, -2, rows), (1, -1, columns)):
+        low, high, weight = _weights(positions, in_size[axis], out_size[axis])
         low, high = ((i - origin[axis]).to(x.device) for i in (low, high))
         weight = weight.to(x)
         weight = weight[:, None] if dim == -2 else weight
@@ -32,8 +44,8 @@ def bilinear_window(
     return x
 
 
-def _weights(start: int, stop: int, in_length: int, out_length: int) -> tuple[Tensor, Tensor, Tensor]:
-    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * (in_length / out_length) - 0.5
+def _weights(positions: Tensor, in_length: int, out_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    centre = (positions.double() + 0.5) * (in_length / out_length) - 0.5
     centre = centre.clamp(0, in_length - 1)
     low = centre.floor().long()
     return low, (low + 1).clamp(max=in_length - 1), centre - low

@@ -69,6 +69,7 @@ class TrainingConfig(_Section):
     batch_size: int = Field(default=10, gt=0)
     crop: tuple[int, int] = (512, 512)
     phases: tuple[int, int, int, int] = (1, 1, 1, 1)
+    loss_stride: int = Field(default=1, ge=1)  # FCN: interpolate on a random lattice of this stride
     learning_rate: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["constant", "poly"] = "constant"
@@ -150,7 +151,7 @@ def fit(
             group["lr"] = learning_rate(config, step)
         inputs = normalise(images.to(device), torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = segmentation_loss(network, inputs, labels.to(device), config.phases, known.ignore_index)
+            loss = segmentation_loss(network, inputs, labels.to(device), config.phases, config.loss_stride, known.ignore_index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,65 @@
+"""Images as a coordinator gets them, and what it gave for each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.pipeline.execute import Predictor, predict_image
+from fullres.pipeline.plan import plan_image
+from tests.networks import random_image
+
+MIB = 1 << 20
+BUDGET = 256 * MIB
+MIXED_SIZES = [(64, 96), (1, 1), (97, 61), (64, 96), (33, 7), (130, 70)]
+
+
+def options(workers: int | None, **more) -> Options:
+    return Options(**({"precision": "fp32", "memory_budget": BUDGET, "workers": workers, "device": "cpu"} | more))
+
+
+def images_of(sizes) -> dict[str, np.ndarray]:
+    return {f"{i:02}.png": random_image(*size, seed=i) for i, size in enumerate(sizes)}
+
+
+def in_process(network, images, scores=False) -> dict[str, np.ndarray]:
+    """What `pipeline` alone gives."""
+    predictor = Predictor(network, torch.device("cpu"), "fp32")
+    plans = {
+        size: plan_image(
+            predictor.tree, size, workers=1, memory_budget=BUDGET, precision="fp32", dense=predictor.dense,
+            scores=scores,
+        )
+        for size in {image.shape[:2] for image in images.values()}
+    }  # fmt: skip
+    return {
+        name: predict_image(predictor, plans[image.shape[:2]], image, scores) for name, image in images.items()
+    }
+
+
+def run(
+    coordinator: Coordinator,
+    images: dict[str, np.ndarray],
+    report: Callable[[Status], None] = lambda status: None,
+    read: Callable[[Path], np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    results: dict[str, np.ndarray] = {}
+
+    def write(task: Task, image: np.ndarray, result: np.ndarray) -> None:
+        assert image is images[task.path.name]
+        assert task.path.name not in results
+        results[task.path.name] = result
+
+    tasks = [Task(Path(name), Path(name).with_suffix("")) for name in images]
+    coordinator.run(tasks, read or (lambda path: images[path.name]), write, report)
+    return results
+
+
+def assert_same_bytes(results: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert results.keys() == expected.keys()
+    for name, result in results.items():
+        assert result.dtype == expected[name].dtype
+        assert result.shape == expected[name].shape
+        assert result.tobytes() == expected[name].tobytes()

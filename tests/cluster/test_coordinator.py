@@ -1,0 +1,176 @@
+"""A stream of images over real Ray workers of this machine, some of them killed."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from fullres.cluster import workers
+from fullres.cluster.coordinator import Coordinator, WorkersLost
+from fullres.pipeline.images import ImageError
+from tests.cluster.streams import BUDGET, MIB, MIXED_SIZES, assert_same_bytes, images_of, in_process, options, run
+from tests.networks import narrow, random_image
+from tests.pipeline.budgets import least_said
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+        object_store_memory=256 * MIB,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return narrow("smp18")
+
+
+@pytest.fixture(scope="module")
+def three(network):
+    """Three workers for several streams."""
+    coordinator = Coordinator(network, options(3))
+    coordinator.wait_for_workers()
+    yield coordinator
+    coordinator.close()
+
+
+def once(network, given, images, **more):
+    coordinator = Coordinator(network, given)
+    try:
+        return run(coordinator, images, **more), coordinator.status
+    finally:
+        coordinator.close()
+
+
+def test_same_bytes_as_in_process_on_1_2_and_3_workers(network, three):
+    images = images_of(MIXED_SIZES)
+    expected = in_process(network, images)
+    assert_same_bytes(run(three, images), expected)
+    assert len([w for w in three.status.workers if w.grains]) > 1
+    for count in (1, 2):
+        results, status = once(network, options(count), images)
+        assert_same_bytes(results, expected)
+        assert status.done == len(images)
+        assert status.failures == {}
+        assert status.in_flight == 0
+        assert status.grains_done == status.grains == sum(w.grains for w in status.workers)
+        assert status.grains_rerun == 0
+        assert all(w.busy > 0 for w in status.workers if w.grains)
+
+
+def test_scores_of_a_network_with_several_outputs():
+    network, images = narrow("fcn8s18"), images_of([(64, 96), (97, 61)])
+    results, _ = once(network, options(1, scores=True), images)
+    assert_same_bytes(results, in_process(network, images, scores=True))
+
+
+def test_only_image_and_labels_travel(three):
+    images = images_of([(256, 384)] * 3)
+    out, back, seen = three.status.bytes_out, three.status.bytes_back, three.status.image_bytes
+    results = run(three, images)
+    pixels = sum(image.nbytes for image in images.values())
+    labels = sum(result.nbytes for result in results.values())
+    assert three.status.image_bytes - seen == pixels
+    assert three.status.bytes_back - back == labels
+    assert labels + pixels <= three.status.bytes_out - out + labels <= 1.1 * (pixels + labels)
+
+
+class Killer:
+    """Kills workers that have two grains in hand, when so many grains are done."""
+
+    def __init__(self, coordinator, at, everybody=False):
+        self.start = coordinator.status.grains_done
+        self.at, self.everybody, self.killed = list(at), everybody, 0
+
+    def __call__(self, status):
+        if not self.at or status.grains_done - self.start < self.at[0]:
+            return
+        loaded = [w for w in status.workers if w.info is not None and len(w.held) == 2]
+        if len(loaded) == len(status.workers) if self.everybody else loaded:
+            self.at.pop(0)
+            for worker in loaded if self.everybody else loaded[-1:]:
+                os.kill(worker.info.pid, signal.SIGKILL)
+                self.killed += 1
+
+
+def test_killed_workers_lose_nothing(network, three):
+    images = images_of([(96, 128)] * 20)
+    expected = in_process(network, images)
+    whole = len(images) * 16
+    killer = Killer(three, (0, 1, whole // 4, whole // 2))
+    rerun = three.status.grains_rerun
+    assert_same_bytes(run(three, images, killer), expected)
+    assert killer.killed == 4
+    assert 4 <= three.status.grains_rerun - rerun <= 8
+    assert sum(w.restarts for w in three.status.workers) >= 4
+    assert three.status.in_flight == 0
+
+
+def test_all_workers_killed_at_once(network, three):
+    three.wait_for_workers()
+    images = images_of([(96, 128)] * 6)
+    killer = Killer(three, (30,), everybody=True)
+    rerun = three.status.grains_rerun
+    assert_same_bytes(run(three, images, killer), in_process(network, images))
+    assert killer.killed == 3
+    assert 3 <= three.status.grains_rerun - rerun <= 6
+
+
+def test_worker_killed_between_streams(network, three):
+    three.wait_for_workers()
+    for worker in three.status.workers:
+        os.kill(worker.info.pid, signal.SIGKILL)
+    images = images_of([(64, 96)])
+    assert_same_bytes(run(three, images), in_process(network, images))
+
+
+def test_a_grain_that_kills_whoever_takes_it(network, monkeypatch):
+    class Mortal(workers.Worker):
+        def run(self, *args):
+            os.kill(os.getpid(), 9)
+
+    monkeypatch.setattr(workers, "Worker", Mortal)
+    with pytest.raises(WorkersLost, match=r"00\.png: \d+ workers died of grain 0"):
+        once(network, options(2), images_of([(64, 96)]))
+
+
+
+def test_unreadable_image_among_others(network, three):
+    images = images_of([(64, 96)] * 4)
+
+    def read(path):
+        if path == Path("01.png"):
+            raise ImageError("01.png: PNG file of 7 bytes is cut short or damaged")
+        return images[path.name]
+
+    results = run(three, images, read=read)
+    expected = in_process(network, images)
+    del expected["01.png"]
+    assert_same_bytes(results, expected)
+    assert three.status.failures == {"01.png": "01.png: PNG file of 7 bytes is cut short or damaged"}
+    assert three.status.in_flight == 0
+    with pytest.raises(ImageError, match="01.png: PNG file of 7 bytes"):
+        once(network, options(1, strict=True), images, read=read)
+
+
+def test_image_that_no_plan_fits(network):
+    images = images_of([(40, 50)]) | {"large.png": random_image(900, 1200)}
+    tree = network.full_resolution()
+    small, large = (
+        least_said(tree, size, workers=1, precision="fp32") for size in ((40, 50), (900, 1200))
+    )
+    assert small < large <= BUDGET
+    results, status = once(network, options(1, memory_budget=small), images)
+    assert results.keys() == {"00.png"}
+    assert list(status.failures) == ["large.png"]
+    assert status.failures["large.png"].startswith(f"memory budget is {small // MIB} MiB: at least")
