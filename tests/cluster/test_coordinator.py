@@ -104,7 +104,7 @@ class Killer:
 
 
 def test_killed_workers_lose_nothing(network, three):
-    images = images_of([(96, 128)] * 20)
+    images = images_of([(192, 256)] * 20)
     expected = in_process(network, images)
     whole = len(images) * 16
     killer = Killer(three, (0, 1, whole // 4, whole // 2))
@@ -118,7 +118,7 @@ def test_killed_workers_lose_nothing(network, three):
 
 def test_all_workers_killed_at_once(network, three):
     three.wait_for_workers()
-    images = images_of([(96, 128)] * 6)
+    images = images_of([(192, 256)] * 6)
     killer = Killer(three, (30,), everybody=True)
     rerun = three.status.grains_rerun
     assert_same_bytes(run(three, images, killer), in_process(network, images))

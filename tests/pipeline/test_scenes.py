@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fullres.pipeline.scene_canvas import (
+from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     BUS,
     FENCE,
@@ -21,7 +21,7 @@ from fullres.pipeline.scene_canvas import (
     TRUCK,
     WALL,
 )
-from fullres.pipeline.scene_plan import Thing, far_to_near
+from fullres.pipeline.scenes.plan import Thing, far_to_near
 from fullres.pipeline.scenes import render_scene
 
 CLASSES = 19

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fullres.pipeline.scene_canvas import (
+from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     CLOTH,
     LEAF,

@@ -7,7 +7,7 @@ import numpy as np
 
 from fullres.pipeline import scene_figures as figures
 from fullres.pipeline import scene_street as street
-from fullres.pipeline.scene_canvas import (
+from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     BUS,
     CAR,
@@ -18,7 +18,7 @@ from fullres.pipeline.scene_canvas import (
     TRUCK,
     Canvas,
 )
-from fullres.pipeline.scene_vehicles import LENGTH, vehicle
+from fullres.pipeline.scenes.vehicles import LENGTH, vehicle
 
 LANE = 3.3
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fullres.pipeline.scene_canvas import BUS, CAR, TRAIN, TRUCK, Canvas
+from fullres.pipeline.scenes.canvas import BUS, CAR, TRAIN, TRUCK, Canvas
 
 LENGTH = {CAR: 4.4, TRUCK: 8.5, BUS: 11.5, TRAIN: 30.0}
 

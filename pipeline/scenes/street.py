@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fullres.pipeline.scene_canvas import (
+from fullres.pipeline.scenes.canvas import (
     BUILDING,
     FENCE,
     LIGHT,
@@ -13,7 +13,7 @@ from fullres.pipeline.scene_canvas import (
     WALL,
     Canvas,
 )
-from fullres.pipeline.scene_figures import disc, leaves
+from fullres.pipeline.scenes.figures import disc, leaves
 
 
 def _along(x: float, start: float, end: float, low: float, high: float) -> np.ndarray:

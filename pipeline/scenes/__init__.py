@@ -12,7 +12,7 @@ import numpy as np
 
 from fullres.pipeline import scene_figures as figures
 from fullres.pipeline import scene_street as street
-from fullres.pipeline.scene_canvas import (
+from fullres.pipeline.scenes.canvas import (
     LEAF_FAR,
     ROAD,
     SIDEWALK,
@@ -25,7 +25,7 @@ from fullres.pipeline.scene_canvas import (
     noise,
     photograph,
 )
-from fullres.pipeline.scene_plan import LANE, Street, Thing, far_to_near, furnish
+from fullres.pipeline.scenes.plan import LANE, Street, Thing, far_to_near, furnish
 
 FAR = 170.0  # metres to the end of the street
 
