@@ -10,8 +10,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from fullres.pipeline import scene_figures as figures
-from fullres.pipeline import scene_street as street
+from fullres.pipeline.scenes import figures
+from fullres.pipeline.scenes import street
 from fullres.pipeline.scenes.canvas import (
     LEAF_FAR,
     ROAD,

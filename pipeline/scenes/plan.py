@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullres.pipeline import scene_figures as figures
-from fullres.pipeline import scene_street as street
+from fullres.pipeline.scenes import figures
+from fullres.pipeline.scenes import street
 from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     BUS,
