@@ -1,9 +1,11 @@
-"""A stream of images over many workers: hands out grains, merges results as they arrive, survives lost workers.
+"""A stream of images over many workers: hands out grains, merges results as they arrive, survives lost
+workers.
 
-Grains of all images in flight wait in one queue; each worker holds at most two of them, so faster workers take
-more and none waits for the network. The next image is read when the queue runs low: its grains start before the
-last image's end. Only the uint8 image (the part a tile needs) goes out and only class ids, or scores if asked,
-come back. A grain whose worker died goes back to the head of the queue; Ray restarts the worker.
+Grains of all images in flight wait in one queue; each worker holds at most two of them, so faster workers
+take more and none waits for the network. The next image is read when the queue runs low: its grains start
+before the last image's end. Only the uint8 image (the part a tile needs) goes out and only class ids, or
+scores if asked, come back. A grain whose worker died goes back to the head of the queue; Ray restarts the
+worker.
 """
 
 import time
@@ -135,13 +137,18 @@ class Coordinator:
             self._add_worker()
 
     def run(
-        self, tasks: Sequence[Task], read: Read, write: Write, report: Callable[[Status], None] = lambda status: None
+        self,
+        tasks: Sequence[Task],
+        read: Read,
+        write: Write,
+        report: Callable[[Status], None] = lambda status: None,
     ) -> Status:
-        """Label every image: `write(task, image, result)` gets H x W uint8 class ids, or classes x H x W scores.
+        """Label every image: `write(task, image, result)` gets H x W uint8 class ids, or classes x H x W
+        scores.
 
-        `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, or that
-        no plan fits, is left out and listed in the status with its reason; `strict` raises instead. `report` is
-        called about ten times a second. Raises WorkersLost.
+        `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, or
+        that no plan fits, is left out and listed in the status with its reason; `strict` raises instead.
+        `report` is called about ten times a second. Raises WorkersLost.
         """
         self.status.images = len(tasks)
         waiting = deque(tasks)
@@ -153,7 +160,9 @@ class Coordinator:
                     while waiting and len(reads) < 2:
                         task = waiting.popleft()
                         reads.append((task, readers.submit(read, task.path)))
-                    while reads and self._wants_more(len(writes)) and (reads[0][1].done() or not self.running):
+                    while (
+                        reads and self._wants_more(len(writes)) and (reads[0][1].done() or not self.running)
+                    ):
                         self._admit(*reads.popleft(), len(tasks))
                     self._hand_out()
                     for job in self._collect():
@@ -195,9 +204,9 @@ class Coordinator:
             size = (image.shape[0], image.shape[1])
             if size not in self.plans:
                 self.plans[size] = plan_image(
-                    self.tree, size, workers=len(self.status.workers), memory_budget=self.options.memory_budget,
-                    precision=self.options.precision, device=self.options.device, images=images, dense=self.dense,
-                    scores=self.options.scores,
+                    self.tree, size, workers=len(self.status.workers),
+                    memory_budget=self.options.memory_budget, precision=self.options.precision,
+                    device=self.options.device, images=images, dense=self.dense, scores=self.options.scores,
                 )  # fmt: skip
         except (ImageError, BudgetError) as error:
             self._fail(task, str(error))
@@ -296,7 +305,8 @@ class Coordinator:
 
     def _add_worker(self) -> None:
         worker = WorkerState(
-            f"w{len(self.status.workers)}", start_worker(self.network, self.options.precision, self.options.device)
+            f"w{len(self.status.workers)}",
+            start_worker(self.network, self.options.precision, self.options.device),
         )
         self.status.workers.append(worker)
         self._ping(worker)

@@ -20,8 +20,8 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a worker runs. `baseline_bytes`: its memory with the network loaded, before any work: resident, or
-    allocated on its GPU."""
+    """Where a worker runs. `baseline_bytes`: its memory with the network loaded, before any work: resident,
+    or allocated on its GPU."""
 
     host: str
     node: str
@@ -40,8 +40,8 @@ class Done:
 
 
 class Worker:
-    """One device. On a CPU one thread: workers, not threads, are what uses the cores, and a grain's bytes do not
-    depend on how many there are."""
+    """One device. On a CPU one thread: workers, not threads, are what uses the cores, and a grain's bytes do
+    not depend on how many there are."""
 
     def __init__(self, network: list[Any], precision: Precision, device: Device) -> None:
         torch.set_num_threads(1)
@@ -49,7 +49,9 @@ class Worker:
         loaded: Network | FullResolution = ray.get(network[0])
         self.predictor = Predictor(loaded, self.device, precision)
         del loaded
-        self.baseline = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
+        self.baseline = (
+            torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
+        )
 
     def info(self) -> WorkerInfo:
         """Answers once the network is loaded."""
@@ -103,4 +105,6 @@ def start_worker(network: Any, precision: Precision, device: Device) -> Any:
     """
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)
-    return actor.remote([network], precision, device)  # in a list: fetched by the worker itself, at each start
+    return actor.remote(
+        [network], precision, device
+    )  # in a list: fetched by the worker itself, at each start

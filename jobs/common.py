@@ -31,11 +31,22 @@ USER_ERRORS = (
     ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
 )  # fmt: skip
 
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
 
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to run on ('auto', 'host:port'). A cluster of this machine's own by default."),
+    typer.Option(
+        help="Ray cluster to run on ('auto', 'host:port'). A cluster of this machine's own by default."
+    ),
 ]
 
 
@@ -50,7 +61,9 @@ class PrecisionChoice(enum.StrEnum):
 def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
     """What `auto` stands for on a device; a GPU that is not of this machine is taken to be a recent one."""
     if choice is PrecisionChoice.auto:
-        return native_precision(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "bf16"
+        return (
+            native_precision(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "bf16"
+        )
     return "fp32" if choice is PrecisionChoice.fp32 else "bf16"
 
 
@@ -73,7 +86,9 @@ def parse_bytes(text: str) -> int:
     """'4GiB', '512 MiB', '1.5GB' or a number of bytes. Raises typer.BadParameter."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([a-zA-Z]*)\s*", text)
     if not match or match[2].lower() not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
-        raise typer.BadParameter(f"'{text}' is no amount of memory: write 512MiB, 4GiB, 2GB or a number of bytes")
+        raise typer.BadParameter(
+            f"'{text}' is no amount of memory: write 512MiB, 4GiB, 2GB or a number of bytes"
+        )
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
@@ -92,7 +107,8 @@ def shipped_weights(model: str) -> Path:
 
 
 def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[Network, Dataset, Path]:
-    """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS lists."""
+    """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS
+    lists."""
     if model not in CATALOGUE:
         fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
     if weights is None:
@@ -113,13 +129,16 @@ def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     except ValueError as error:
         fail(f"--dataset: {error}")
     if len(known.classes) != info.num_classes:
-        raise WeightsError(f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}")
+        raise WeightsError(
+            f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}"
+        )
     return known
 
 
 @contextmanager
 def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
-    """Connect to a cluster; without an address start one here, with at least `cpus` workers' worth of CPUs."""
+    """Connect to a cluster; without an address start one here, with at least `cpus` workers' worth of
+    CPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     inside_job = "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ
@@ -132,7 +151,8 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
         else:
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        fail(f"--address: no Ray cluster at '{address or os.environ.get('RAY_ADDRESS')}' ({str(error).splitlines()[0]})")
+        where = address or os.environ.get("RAY_ADDRESS")
+        fail(f"--address: no Ray cluster at '{where}' ({str(error).splitlines()[0]})")
     try:
         yield
     finally:

@@ -117,7 +117,9 @@ def _network(model: str, weights: Path | None, width: float | None, dataset_name
 
 def _tree_table(levels: list[LevelSummary], dense: bool) -> Table:
     names = ("stride", "split", "nodes", "lattice", "fan-out", "strips", "GFLOP", "batch MiB", "kept MiB")
-    table = _table("the tree, from the image down" if dense else "the network (one phase of each split)", names)
+    table = _table(
+        "the tree, from the image down" if dense else "the network (one phase of each split)", names
+    )
     for level in levels:
         table.add_row(
             _by(level.stride) if level.stride[0] != level.stride[1] else str(level.stride[0]),
@@ -136,17 +138,20 @@ def _tree_table(levels: list[LevelSummary], dense: bool) -> Table:
 def _lines(tree: FullResolution, plan: Plan, budget: int, workers: int, images: int) -> list[str]:
     schedule = plan.schedule
     out, back = bytes_moved(tree, plan)
-    tiles = "the whole image at once" if len(schedule.tiles) == 1 else f"{len(schedule.tiles)} with exact halos"
+    tiles = (
+        "the whole image at once" if len(schedule.tiles) == 1 else f"{len(schedule.tiles)} with exact halos"
+    )
     least, most = (2 * f(g.macs for g in plan.grains) / 1e9 for f in (min, max))
     each = f"{most:,.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:,.2f} to {most:,.2f}"
     count = f"{images} image{'s' * (images > 1)}"
+    with_workers = f"{workers} worker{'s' * (workers > 1)}"
     return [
         f"tiles:      {tiles}",
         f"grains:     {len(plan.grains)} {_cut(tree, plan)}, {each} GFLOP each",
         f"work:       {2 * plan.macs / 1e9:,.1f} GFLOP an image, {_repeated(plan):.1%} of it repeated",
         f"memory:     {_mib(schedule.peak_bytes)} at the worst moment, of {_mib(budget)}",
         f"bytes:      {_mib(out)} of image out, {_mib(back)} of class ids back",
-        f"efficiency: {plan.efficiency(workers, images):.0%} with {workers} worker{'s' * (workers > 1)} on {count}",
+        f"efficiency: {plan.efficiency(workers, images):.0%} with {with_workers} on {count}",
     ]
 
 
@@ -170,7 +175,12 @@ def _table(title: str, names: Sequence[str]) -> Table:
 
 
 def _figures(
-    tree: FullResolution, plan: Plan, levels: list[LevelSummary], workers: int, images: int, others: dict[int, Plan]
+    tree: FullResolution,
+    plan: Plan,
+    levels: list[LevelSummary],
+    workers: int,
+    images: int,
+    others: dict[int, Plan],
 ) -> dict[str, Any]:
     out, back = bytes_moved(tree, plan)
     return {
@@ -192,7 +202,10 @@ def _cut(tree: FullResolution, plan: Plan) -> str:
     if level < 0:
         return "(one a tile)" if len(plan.schedule.tiles) > 1 else "(all of the image)"
     stride = tree.levels[level].stride
-    first = lattice_length(plan.schedule.size[0], 0, stride[0]), lattice_length(plan.schedule.size[1], 0, stride[1])
+    first = (
+        lattice_length(plan.schedule.size[0], 0, stride[0]),
+        lattice_length(plan.schedule.size[1], 0, stride[1]),
+    )
     a_tile = " in each tile" if len(plan.schedule.tiles) > 1 else f" of {_by(first[::-1])} pixels"
     return f"(one a node of output stride {stride[0]}{a_tile})"
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.live import Live
 from rich.table import Table
@@ -15,14 +14,21 @@ from rich.table import Table
 from fullres.cluster.coordinator import Coordinator, Options, Status, Task
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
-    AddressOption, PrecisionChoice, choose_precision, clear_errors, console, load, parse_bytes, parse_workers,
+    AddressOption,
+    PrecisionChoice,
+    choose_precision,
+    clear_errors,
+    console,
+    load,
+    parse_bytes,
+    parse_workers,
     ray_cluster,
 )  # fmt: skip
 from fullres.models.catalogue import parameter_count
 from fullres.pipeline.execute import tree_of
 from fullres.pipeline.images import ImageError, image_size, list_images, read_image, write_bytes_atomically
 from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
-from fullres.pipeline.plan import Precision, plan_image
+from fullres.pipeline.plan import plan_image
 
 
 class SaveKind(enum.StrEnum):
@@ -35,21 +41,32 @@ class SaveKind(enum.StrEnum):
 
 
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Images, folders or glob patterns.", metavar="IMAGES|DIR|GLOB...")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images, folders or glob patterns.", metavar="IMAGES|DIR|GLOB...")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     model: Annotated[str, typer.Option(help="Network, e.g. smp18, fcn32s34.")] = "smp18",
-    weights: Annotated[Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Whose classes and colours; what the weights say by default.")] = None,
-    workers: Annotated[str, typer.Option(help="How many, or auto: one a GPU (a CPU where there are none).")] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Whose classes and colours; what the weights say by default.")
+    ] = None,
+    workers: Annotated[
+        str, typer.Option(help="How many, or auto: one a GPU (a CPU where there are none).")
+    ] = "auto",
     memory_budget: Annotated[str, typer.Option(help="A worker's memory beyond the model's own.")] = "4GiB",
-    precision: Annotated[PrecisionChoice, typer.Option(help="auto: bf16 where the hardware computes it natively.")] = (
-        PrecisionChoice.auto
-    ),
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto: bf16 where the hardware computes it natively.")
+    ] = (PrecisionChoice.auto),
     save: Annotated[
-        list[SaveKind] | None, typer.Option(help="Also write: colour picture, overlay, scores. May be given again.")
+        list[SaveKind] | None,
+        typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
     ] = None,
     address: AddressOption = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End at the first image that can't be read.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first image that can't be read.")
+    ] = False,
 ) -> None:
     """Label every pixel at full resolution; started again, it does what is left."""
     budget, count, kinds = parse_bytes(memory_budget), parse_workers(workers), [k.value for k in save or []]
@@ -83,8 +100,8 @@ def predict(
 
 
 def _sizes(tasks: list[Task]) -> set[tuple[int, int]]:
-    """The sizes of all images whose headers can be read; others are reported when their turn comes, unless there
-    are only such."""
+    """The sizes of all images whose headers can be read; others are reported when their turn comes, unless
+    there are only such."""
     sizes, problems = set(), []
     for task in tasks:
         try:
@@ -100,7 +117,9 @@ def _digest(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
-def _run(network: Any, options: Options, tasks: list[Task], palette: Any, kinds: list[Any], out: Path) -> Status:
+def _run(
+    network: Any, options: Options, tasks: list[Task], palette: Any, kinds: list[Any], out: Path
+) -> Status:
     if not tasks:
         return Status(images=0)
     coordinator = Coordinator(network, options)
@@ -133,7 +152,12 @@ def _display(status: Status) -> Table:
             loads.add_row(worker.name, "starting", "", "")
         else:
             share = worker.busy / max(1e-9, time.monotonic() - worker.started)
-            loads.add_row(worker.name, f"{worker.info.host} {worker.info.device}", f"{share:4.0%} busy", f"{worker.grains} subtrees")
+            loads.add_row(
+                worker.name,
+                f"{worker.info.host} {worker.info.device}",
+                f"{share:4.0%} busy",
+                f"{worker.grains} subtrees",
+            )
     table.add_row(loads)
     return table
 
@@ -165,13 +189,19 @@ def _summary(status: Status, settings: dict[str, Any], skipped: int) -> dict[str
         "wall_seconds": round(wall, 3),
         "tera_operations": round(2 * status.macs_done / 1e12, 3),
         "subtrees": {"done": status.grains_done, "run_again": status.grains_rerun},
-        "bytes": {"images_out": status.bytes_out, "results_back": status.bytes_back, "image_pixels": status.image_bytes},
+        "bytes": {
+            "images_out": status.bytes_out,
+            "results_back": status.bytes_back,
+            "image_pixels": status.image_bytes,
+        },
         "workers": [
             {
                 "name": w.name,
                 "host": w.info.host if w.info else None,
                 "device": w.info.device if w.info else None,
-                "busy_share": round(w.busy / max(1e-9, status.begun + wall - w.started), 4) if w.started else 0.0,
+                "busy_share": round(w.busy / max(1e-9, status.begun + wall - w.started), 4)
+                if w.started
+                else 0.0,
                 "subtrees": w.grains,
                 "restarts": w.restarts,
                 "peak_bytes": w.peak_bytes,
@@ -184,7 +214,11 @@ def _summary(status: Status, settings: dict[str, Any], skipped: int) -> dict[str
 
 def _say(status: Status, summary: dict[str, Any], out: Path) -> None:
     for path, reason in status.failures.items():
-        console.print(f"[red]failed:[/] {reason if path in reason else f'{path}: {reason}'}", soft_wrap=True, highlight=False)
+        console.print(
+            f"[red]failed:[/] {reason if path in reason else f'{path}: {reason}'}",
+            soft_wrap=True,
+            highlight=False,
+        )
     done, failed, before = (summary["images"][k] for k in ("done", "failed", "already_done"))
     parts = [f"{done} image{'s' * (done != 1)} labelled in {_duration(status.elapsed)}"]
     if before:

@@ -17,9 +17,12 @@ from fullres.pipeline.report import Prediction, write_report
 def report(
     images: Annotated[Path, typer.Option(help="Folder of images.", exists=True)],
     labels: Annotated[Path, typer.Option(help="Folder of label files as the data set stores them.")],
-    dataset_name: Annotated[str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}.")],
+    dataset_name: Annotated[
+        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}.")
+    ],
     pred: Annotated[
-        list[str], typer.Option(metavar="NAME=DIR", help="A folder that `predict` wrote. Given again: a column more.")
+        list[str],
+        typer.Option(metavar="NAME=DIR", help="A folder that `predict` wrote. Given again: a column more."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for index.html and its pictures.")],
 ) -> None:

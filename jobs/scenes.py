@@ -1,5 +1,6 @@
 """`fullres scenes`: write a data set of procedural street scenes."""
 
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -31,9 +32,13 @@ def scenes(
     height: Annotated[int, typer.Option(min=16)] = 1024,
     width: Annotated[int, typer.Option(min=16)] = 2048,
 ) -> None:
-    """Render street scenes with pixel-accurate labels (Cityscapes' 19 classes); goes on where it was stopped."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(_write, out, seed, height, width) for seed in range(first_seed, first_seed + count)]
+    """Render street scenes with pixel-accurate labels (Cityscapes' 19 classes); goes on where it was
+    stopped."""
+    # A fork of a process with threads may hang.
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(_write, out, seed, height, width) for seed in range(first_seed, first_seed + count)
+        ]
         for job in track(jobs, "rendering", console=Console(stderr=True)):
             job.result()
     print(f"{count} scenes of {height}x{width} in {out}")

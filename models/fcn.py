@@ -1,12 +1,12 @@
 """The baselines of "Split-Merge Pooling", Sec. 4.1: FCN32s and FCN8s (Long et al., CVPR 2015) on ResNets.
 
-FCN32s: "removing the average pooling and fully connected layer and replacing them by a 1x1 convolutional layer
-which maps the output channels of layer4 to the number of semantic classes"; predictions at output stride 32 are
-"upsampled to full resolution using bilinear interpolation".
+FCN32s: "removing the average pooling and fully connected layer and replacing them by a 1x1 convolutional
+layer which maps the output channels of layer4 to the number of semantic classes"; predictions at output
+stride 32 are "upsampled to full resolution using bilinear interpolation".
 
-FCN8s: "two extra 1x1 convolution layers to map the features of layer2 and layer3"; "the output of the network and
-these new convolutions are resized to the same size" (that of layer2, output stride 8) "and are added together".
-All three classifiers have a bias: 11.186M and 11.193M parameters for ResNet-18 (Tables 1 and 2).
+FCN8s: "two extra 1x1 convolution layers to map the features of layer2 and layer3"; "the output of the network
+and these new convolutions are resized to the same size" (that of layer2, output stride 8) "and are added
+together". All three classifiers have a bias: 11.186M and 11.193M parameters for ResNet-18 (Tables 1 and 2).
 
 Interpolation is with align_corners=False, the field's default.
 """
@@ -30,7 +30,8 @@ def combine(scores: tuple[Tensor, ...]) -> Tensor:
 
 
 class FCN32s(nn.Module):
-    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before interpolation."""
+    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before
+    interpolation."""
 
     def __init__(self, backbone: ResNet, num_classes: int) -> None:
         super().__init__()
@@ -46,7 +47,8 @@ class FCN32s(nn.Module):
 
 
 class FCN8s(nn.Module):
-    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before interpolation."""
+    """N x 3 x H x W to logits N x classes x H x W. `scores` are the classifiers' outputs before
+    interpolation."""
 
     def __init__(self, backbone: ResNet, num_classes: int) -> None:
         super().__init__()

@@ -37,7 +37,8 @@ def fold_batch_norm(tree: FullResolution) -> FullResolution:
         else:
             kept.append(step)
     result = [
-        replace(step, inputs=tuple(gone.get(n, n) for n in step.inputs)) for step in (folded.get(s.name, s) for s in kept)
+        replace(step, inputs=tuple(gone.get(n, n) for n in step.inputs))
+        for step in (folded.get(s.name, s) for s in kept)
     ]
     result = [s if s.name in folded else replace(s, call=copy.deepcopy(s.call)) for s in result]
     modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
@@ -70,7 +71,14 @@ def fuse(tree: FullResolution) -> FullResolution:
             and last not in relu
             and all(stride.get(name, (1, 1)) == host.stride == step.stride for name in inputs)
         )
-        if alone and same and host is not None and _is_sum(step) and len(host.inputs) == 1 and len(set(inputs)) == 2:
+        if (
+            alone
+            and same
+            and host is not None
+            and _is_sum(step)
+            and len(host.inputs) == 1
+            and len(set(inputs)) == 2
+        ):
             (other,) = (name for name in inputs if name != last)
             fused[last] = replace(host, inputs=(host.inputs[0], other))
             alias[step.name] = last

@@ -1,7 +1,7 @@
 """Where a sliding operation reads: integer arithmetic along one axis, in pixels of the image or of a lattice.
 
-A *lattice* is every stride-th pixel from an offset: `offset + stride * i`. The elements of a split batch lie on
-one. Both axes are handled alike and separately, so everything here speaks of one axis.
+A *lattice* is every stride-th pixel from an offset: `offset + stride * i`. The elements of a split batch lie
+on one. Both axes are handled alike and separately, so everything here speaks of one axis.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Sliding:
-    """A convolution or pool along one axis. Reads `kernel` elements, `dilation` apart, from `padding` before."""
+    """A convolution or pool along one axis. Reads `kernel` elements, `dilation` apart, from `padding`
+    before."""
 
     kernel: int = 1
     stride: int = 1
@@ -49,8 +50,8 @@ class Sliding:
         return 2 * self.padding == self.dilation * (self.kernel - 1)
 
     def reads(self, out: Span, shift: int = 0, stride: int = 1) -> Span:
-        """Input elements read for output elements `out`, unclipped, when the input has `stride` elements for one
-        output element and output element 0 lies on input element `shift`."""
+        """Input elements read for output elements `out`, unclipped, when the input has `stride` elements for
+        one output element and output element 0 lies on input element `shift`."""
         first, last = self.reach
         return Span(stride * out.start + shift + first, stride * (out.stop - 1) + shift + last + 1)
 

@@ -1,8 +1,8 @@
 """Residual networks (He et al., CVPR 2016) as feature extractors: no average pooling, no classifier.
 
-Parameter names are torchvision's (`conv1.weight`, `layer1.0.bn1.running_mean`, `layer2.0.downsample.0.weight`),
-so its published checkpoints load. Bottlenecks carry their stride on the 3x3 convolution, as torchvision's and
-most published weights do ("ResNet v1.5").
+Parameter names are torchvision's (`conv1.weight`, `layer1.0.bn1.running_mean`,
+`layer2.0.downsample.0.weight`), so its published checkpoints load. Bottlenecks carry their stride on the 3x3
+convolution, as torchvision's and most published weights do ("ResNet v1.5").
 """
 
 import torch.nn.functional as F
@@ -88,7 +88,8 @@ class ResNet(nn.Module):
                 downsample = None
                 if step != 1 or in_channels != out_channels:
                     downsample = nn.Sequential(
-                        nn.Conv2d(in_channels, out_channels, 1, step, bias=False), nn.BatchNorm2d(out_channels)
+                        nn.Conv2d(in_channels, out_channels, 1, step, bias=False),
+                        nn.BatchNorm2d(out_channels),
                     )
                 blocks.append(block(in_channels, stem * 2**i, step, downsample))
                 in_channels = out_channels

@@ -1,12 +1,12 @@
 """SMP-18, -34, -50, -101, -152: FCN32s with split pooling ("Split-Merge Pooling", Sec. 4.1 and Fig. 3).
 
-"We simply replace the max pooling layer with a split pooling layer and add a split pooling layer after the batch
-normalization layer of convolutional blocks with a stride of 2x2 and set their strides to 1x1": five splits, 1024
-split batches at the end, merged five times. "During the training phase, we replace split and merge pooling by
-shrink and expand layers."
+"We simply replace the max pooling layer with a split pooling layer and add a split pooling layer after the
+batch normalization layer of convolutional blocks with a stride of 2x2 and set their strides to 1x1": five
+splits, 1024 split batches at the end, merged five times. "During the training phase, we replace split and
+merge pooling by shrink and expand layers."
 
-The network is written with its strides, as shrink pooling at phase (0, 0) leaves it: a 1x1 max pool of stride 2 is
-that layer. `split_merge` makes the other phases. The parameters are those of FCN32s, name for name.
+The network is written with its strides, as shrink pooling at phase (0, 0) leaves it: a 1x1 max pool of stride
+2 is that layer. `split_merge` makes the other phases. The parameters are those of FCN32s, name for name.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def subsampling_resnet(depth: int, width: float = 1.0) -> ResNet:
 class SMP(nn.Module):
     """N x 3 x H x W to logits N x classes x H x W, of any height and width.
 
-    `backbone` comes from `subsampling_resnet`. `forward` runs the whole tree in one go, which takes the memory
-    of a dilated network; `pipeline.execute` runs it within a budget.
+    `backbone` comes from `subsampling_resnet`. `forward` runs the whole tree in one go, which takes the
+    memory of a dilated network; `pipeline.execute` runs it within a budget.
     """
 
     def __init__(self, backbone: ResNet, num_classes: int) -> None:

@@ -1,20 +1,22 @@
 """Any strided network in its full-resolution form ("Split-Merge Pooling", Sec. 3.1).
 
-"Convolve at stride 1, then take split batch (k, l)" is "convolve at stride 2 on the grid shifted by (k, l)". So
-one split batch at the end of the network (a *leaf*) is the ordinary strided network on a shifted lattice, and the
-leaves share prefixes: the work is a tree. Level i of the tree holds the features at the i-th output stride of the
-network; a *node* is one split batch there, named by its offset (y, x) in the image; its children are the phases
-of the next split. Merging is a strided write. The result is, at every pixel, what the same weights would give
-with no subsampling and dilation in its place (zero padding), for any height and width.
+"Convolve at stride 1, then take split batch (k, l)" is "convolve at stride 2 on the grid shifted by (k, l)".
+So one split batch at the end of the network (a *leaf*) is the ordinary strided network on a shifted lattice,
+and the leaves share prefixes: the work is a tree. Level i of the tree holds the features at the i-th output
+stride of the network; a *node* is one split batch there, named by its offset (y, x) in the image; its
+children are the phases of the next split. Merging is a strided write. The result is, at every pixel, what the
+same weights would give with no subsampling and dilation in its place (zero padding), for any height and
+width.
 
 `split_merge(network)` builds the tree's levels. Its `forward` runs the whole tree; `run_level` is the one
-operation from which `pipeline.execute` builds plans that fit a memory budget. A level can be run for a part of
-the image (rows and columns of its lattice): what it reads is clipped at the borders of the image only, so parts
-fit together exactly.
+operation from which `pipeline.execute` builds plans that fit a memory budget. A level can be run for a part
+of the image (rows and columns of its lattice): what it reads is clipped at the borders of the image only, so
+parts fit together exactly.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -46,8 +48,9 @@ class Level:
 
 @dataclass(frozen=True)
 class Piece:
-    """Features of a batch of nodes of one level: `tensor` (nodes, C, rows.length, columns.length) covers `region`
-    of their lattices. All lattices of a batch have one size; `offsets` are theirs in the image, in batch order."""
+    """Features of a batch of nodes of one level: `tensor` (nodes, C, rows.length, columns.length) covers
+    `region` of their lattices. All lattices of a batch have one size; `offsets` are theirs in the image, in
+    batch order."""
 
     tensor: Tensor
     region: Region
@@ -71,7 +74,8 @@ class Source(Protocol):
 
 
 class FullResolution(nn.Module):
-    """The full-resolution form of a network; made by `split_merge`. `forward`: N x 3 x H x W to N x C x H x W."""
+    """The full-resolution form of a network; made by `split_merge`. `forward`: N x 3 x H x W to N x C x H x
+    W."""
 
     def __init__(self, network: nn.Module, steps: Sequence[Step], outputs: Sequence[str]) -> None:
         super().__init__()
@@ -96,8 +100,8 @@ class FullResolution(nn.Module):
         """The exports of level `index` in `region` for the batch of nodes at `offsets`.
 
         `sources` holds at least the level's reads. The batch of a source divides this one: node i is a
-        descendant of the source's node i % batch. `size` is the image's (H, W). The region must lie inside the
-        lattice and be covered, with what is read around it, by the sources.
+        descendant of the source's node i % batch. `size` is the image's (H, W). The region must lie inside
+        the lattice and be covered, with what is read around it, by the sources.
         """
         level = self.levels[index]
         lengths = tuple(lattice_length(size[a], offsets[0][a], level.stride[a]) for a in (0, 1))
@@ -105,19 +109,25 @@ class FullResolution(nn.Module):
         last_reader = {name: step.name for step in level.steps for name in step.inputs}
         live: dict[str, Piece] = {}
         for step in level.steps:
-            owned = [n in live and last_reader[n] == step.name and n not in level.exports for n in step.inputs]
-            tensor = _run_step(step, {**sources, **live}, offsets, regions[step.name], level.stride, size, owned)
+            owned = [
+                n in live and last_reader[n] == step.name and n not in level.exports for n in step.inputs
+            ]
+            tensor = _run_step(
+                step, {**sources, **live}, offsets, regions[step.name], level.stride, size, owned
+            )
             live[step.name] = Piece(tensor, regions[step.name], offsets, level.stride)
             for name in step.inputs:
                 if last_reader[name] == step.name and name not in level.exports:
                     live.pop(name, None)
-        return {name: replace(live[name], tensor=live[name].crop(region), region=region) for name in level.exports}
+        return {
+            name: replace(live[name], tensor=live[name].crop(region), region=region) for name in level.exports
+        }
 
     def run_phases(self, image: Tensor, phases: Sequence[Sequence[Pair]]) -> list[dict[str, Piece]]:
         """Shrink pooling (Sec. 3.2), or split pooling with all phases: for level i the phases `phases[i]`.
 
-        image: N x C x H x W. Returns the pieces that hold the network's outputs, one dict for each combination
-        of phases, each with the N images as its batch. Empty split batches are left out.
+        image: N x C x H x W. Returns the pieces that hold the network's outputs, one dict for each
+        combination of phases, each with the N images as its batch. Empty split batches are left out.
         """
         size = (image.shape[-2], image.shape[-1])
         whole = (Span(0, size[0]), Span(0, size[1]))
@@ -134,7 +144,9 @@ class FullResolution(nn.Module):
                     if min(lengths) == 0:
                         continue
                     region = (Span(0, lengths[0]), Span(0, lengths[1]))
-                    children.append((offset, {**pieces, **self.run_level(i, pieces, [offset] * n, region, size)}))
+                    children.append(
+                        (offset, {**pieces, **self.run_level(i, pieces, [offset] * n, region, size)})
+                    )
             nodes, stride = children, level.stride
         return [{name: pieces[name] for name in self.outputs} for _, pieces in nodes]
 
@@ -164,11 +176,11 @@ class FullResolution(nn.Module):
 def split_merge(network: nn.Module) -> FullResolution:
     """`network`, built of convolutions, pools and elementwise functions, in its full-resolution form.
 
-    Max and average pools, strided convolutions, dilation, groups and skip connections within one output stride
-    are understood; the parameters are shared, not copied. An operation that reads past the border of the image
-    (a 2x2 pool at the last pixel, say) finds there what its own padding would hold: zeros, or nothing for max
-    pooling. At pixels that are multiples of the output stride the result is the network's own output, when it
-    covers the image without a rest.
+    Max and average pools, strided convolutions, dilation, groups and skip connections within one output
+    stride are understood; the parameters are shared, not copied. An operation that reads past the border of
+    the image (a 2x2 pool at the last pixel, say) finds there what its own padding would hold: zeros, or
+    nothing for max pooling. At pixels that are multiples of the output stride the result is the network's own
+    output, when it covers the image without a rest.
 
     Raises models.trace.UnsupportedModule, which names the module that has no such form.
     """
@@ -179,7 +191,7 @@ def split_merge(network: nn.Module) -> FullResolution:
 def build_levels(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Level, ...]:
     """Steps grouped by their stride. Raises UnsupportedModule unless each stride divides the next."""
     strides = sorted({s.stride for s in steps} | {(1, 1)})
-    for before, after in zip(strides, strides[1:], strict=False):
+    for before, after in pairwise(strides):
         if after[0] % before[0] or after[1] % before[1]:
             raise UnsupportedModule(
                 f"output stride {before} does not divide {after}: the network's strides form no tree"

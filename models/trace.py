@@ -1,7 +1,7 @@
 """From a torch network to the list of its steps: what `split_merge` builds on.
 
-A step is one call of the network (a convolution, a pool, an elementwise function) together with where it reads
-and on which lattice it writes. Only steps that do the same at every position are known; anything else
+A step is one call of the network (a convolution, a pool, an elementwise function) together with where it
+reads and on which lattice it writes. Only steps that do the same at every position are known; anything else
 (interpolation, global pooling, fully connected layers, attention) is refused by name.
 """
 
@@ -22,14 +22,14 @@ IMAGE = "image"
 Pair = tuple[int, int]
 
 POINTWISE_MODULES = (
-    nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid,
+    nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid,
 )  # fmt: skip
 NOTHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 POINTWISE_FUNCTIONS: set[Any] = {
     torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul,
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh,
-    F.sigmoid, F.tanh, F.softplus,
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
+    F.hardtanh, F.sigmoid, F.tanh, F.softplus,
     operator.add, operator.iadd, operator.sub, operator.mul, operator.imul,
 }  # fmt: skip
 POINTWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "add", "add_", "sub", "mul", "mul_"}
@@ -43,8 +43,8 @@ class UnsupportedModule(ValueError):
 class Step:
     """One call of the network.
 
-    `reach` says where it reads, along rows and columns; `stride` is the lattice it writes on, in pixels of the
-    image. `call` takes the input tensors: for convolutions and pools see `models.split_merge`.
+    `reach` says where it reads, along rows and columns; `stride` is the lattice it writes on, in pixels of
+    the image. `call` takes the input tensors: for convolutions and pools see `models.split_merge`.
     """
 
     name: str
@@ -56,7 +56,8 @@ class Step:
     stride: Pair = (1, 1)
 
     def reach_of(self, index: int, axis: int) -> Sliding:
-        """Where input `index` is read: a convolution's second input is a shortcut, added element by element."""
+        """Where input `index` is read: a convolution's second input is a shortcut, added element by
+        element."""
         return self.reach[axis] if index == 0 or self.op != "convolution" else POINT
 
 
@@ -98,7 +99,9 @@ def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[st
             result = node.args[0]
             nodes = result if isinstance(result, tuple | list) else [result]
             if not all(isinstance(n, fx.Node) for n in nodes):
-                raise UnsupportedModule(f"{type(network).__name__} must return a tensor or a tuple of tensors")
+                raise UnsupportedModule(
+                    f"{type(network).__name__} must return a tensor or a tuple of tensors"
+                )
             outputs = [value[n] for n in nodes]
         else:
             step = _step(network, node, value, steps, in_channels)
@@ -143,7 +146,10 @@ def _step(
     stride = next(iter(strides))
     name = str(node.target) if module is not None and str(node.target) not in steps else node.name
 
-    if module is not None and isinstance(module, NOTHING_MODULES) or node.target in (F.dropout, F.dropout2d):
+    if (module is not None and isinstance(module, NOTHING_MODULES)) or node.target in (
+        F.dropout,
+        F.dropout2d,
+    ):
         return inputs[0]
     if node.op == "call_method" and node.target == "contiguous":
         return inputs[0]
@@ -153,7 +159,9 @@ def _step(
         if module.padding_mode != "zeros":
             raise refuse(f"padding_mode is '{module.padding_mode}', only 'zeros' is possible")
         sliding = _convolution_reach(module)
-        return _sliding(Step(name, "convolution", inputs, module, module.out_channels), sliding, stride, refuse)
+        return _sliding(
+            Step(name, "convolution", inputs, module, module.out_channels), sliding, stride, refuse
+        )
     pool = _pool(module, node)
     if pool is not None:
         op, call, sliding = pool
@@ -170,7 +178,9 @@ def _step(
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
         args, kwargs = fx.node.map_arg((node.args, kwargs), lambda _: None)
         return Step(name, "pointwise", inputs, FunctionCall(target, args, kwargs), channels[0], stride=stride)
-    known = "convolutions, max and average pools, batch norm, elementwise functions and concatenation have one"
+    known = (
+        "convolutions, max and average pools, batch norm, elementwise functions and concatenation have one"
+    )
     raise refuse(known)
 
 
@@ -202,11 +212,15 @@ class FunctionCall:
     @property
     def is_sum(self) -> bool:
         """Of two tensors, nothing else."""
-        return self.target in (operator.add, operator.iadd, torch.add) and self.args == (None, None) and not self.kwargs
+        return (
+            self.target in (operator.add, operator.iadd, torch.add)
+            and self.args == (None, None)
+            and not self.kwargs
+        )
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         given = iter(tensors)
-        target = {operator.iadd: operator.add, operator.imul: operator.mul}.get(self.target, self.target)  # type: ignore[call-overload]
+        target = {operator.iadd: operator.add, operator.imul: operator.mul}.get(self.target, self.target)
         args = [next(given) if a is None else a for a in self.args]
         return target(*args, **{k: next(given) if a is None else a for k, a in self.kwargs.items()})
 
@@ -226,8 +240,11 @@ def _convolution_reach(conv: nn.Conv2d) -> tuple[Sliding, Sliding]:
     return tuple(Sliding(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))  # type: ignore[return-value]
 
 
-def _pool(module: nn.Module | None, node: fx.Node) -> tuple[str, Callable[..., Tensor], tuple[Sliding, Sliding]] | None:
-    """Kind, call (with kernel and stride left open) and reach of a max or average pool; None if it is no pool."""
+def _pool(
+    module: nn.Module | None, node: fx.Node
+) -> tuple[str, Callable[..., Tensor], tuple[Sliding, Sliding]] | None:
+    """Kind, call (with kernel and stride left open) and reach of a max or average pool; None if it is no
+    pool."""
     names = ["kernel_size", "stride", "padding", "dilation", "ceil_mode"]
     if isinstance(module, nn.MaxPool2d):
         given, maximum = {n: getattr(module, n) for n in names}, True
@@ -258,11 +275,13 @@ def _sliding(
 ) -> Step:
     for axis in sliding:
         if axis.reach[1] < 0:
-            raise refuse(f"kernel {axis.kernel} with padding {axis.padding} reads padding alone at the border")
+            raise refuse(
+                f"kernel {axis.kernel} with padding {axis.padding} reads padding alone at the border"
+            )
         if axis.stride == 1 and axis.kernel > 1 and axis.kernel % 2 == 1 and not axis.keeps_size:
             raise refuse(
-                f"kernel {axis.kernel} with padding {axis.padding} and dilation {axis.dilation} does not keep the "
-                f"size; padding {axis.dilation * (axis.kernel - 1) // 2} would"
+                f"kernel {axis.kernel} with padding {axis.padding} and dilation {axis.dilation} does not "
+                f"keep the size; padding {axis.dilation * (axis.kernel - 1) // 2} would"
             )
     out = (stride[0] * sliding[0].stride, stride[1] * sliding[1].stride)
     return replace(step, reach=sliding, stride=out)
@@ -294,8 +313,7 @@ def _coarsened(steps: list[Step], outputs: list[str]) -> list[Step]:
         step = replace(step, stride=needed[step.name])
         coarse[step.name] = step
         for name in step.inputs:
-            read(name, tuple(  # type: ignore[arg-type]
-                step.stride[a] if step.reach[a] in (POINT, replace(POINT, stride=step.reach[a].stride)) else natural[name][a]
-                for a in (0, 1)
-            ))  # fmt: skip
+            points = (step.reach[a] == replace(POINT, stride=step.reach[a].stride) for a in (0, 1))
+            rows, columns = (step.stride[a] if point else natural[name][a] for a, point in enumerate(points))
+            read(name, (rows, columns))
     return [coarse[s.name] for s in steps]

@@ -1,7 +1,7 @@
 """Weights in files: the project's own `.safetensors` and published `.pth` / `.pt` checkpoints.
 
-A file of the project carries what it is in its metadata (model, width, classes), so that `--model` and the file
-can be held against each other. Whatever does not fit is one error that lists every key.
+A file of the project carries what it is in its metadata (model, width, classes), so that `--model` and the
+file can be held against each other. Whatever does not fit is one error that lists every key.
 """
 
 import json
@@ -31,7 +31,9 @@ class WeightsInfo:
     dataset: str | None = None
 
 
-def save_weights(network: nn.Module, path: Path, info: WeightsInfo, dtype: torch.dtype = torch.float32) -> None:
+def save_weights(
+    network: nn.Module, path: Path, info: WeightsInfo, dtype: torch.dtype = torch.float32
+) -> None:
     """Write the state dict, floating-point tensors in `dtype`, with `info` as metadata. Not atomic."""
     tensors = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
@@ -65,7 +67,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsError(f"weights {path}: not a torch checkpoint ({(str(error) or 'empty').splitlines()[0]})") from error
+        raise WeightsError(
+            f"weights {path}: not a torch checkpoint ({(str(error) or 'empty').splitlines()[0]})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -105,7 +109,9 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
 def load_backbone(backbone: nn.Module, path: Path) -> None:
     """Fill a ResNet from a torchvision classifier's checkpoint; its fully connected layer is left out."""
     state, _ = read_state(path)
-    load_state(backbone, {n: t for n, t in state.items() if not n.startswith("fc.")}, f"backbone weights {path}")
+    load_state(
+        backbone, {n: t for n, t in state.items() if not n.startswith("fc.")}, f"backbone weights {path}"
+    )
 
 
 def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:
@@ -122,11 +128,19 @@ def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:
         if classifier is None or stem is None:
             raise WeightsError(
                 f"weights {path}: not of {model}: 'classifier.weight' or 'backbone.conv1.weight' is missing"
-                + (" (a backbone's checkpoint starts a training, it labels nothing)" if "fc.weight" in state else "")
+                + (
+                    " (a backbone's checkpoint starts a training, it labels nothing)"
+                    if "fc.weight" in state
+                    else ""
+                )
             )
         info = WeightsInfo(None, stem.shape[0] / 64, classifier.shape[0])
     if info.model is not None and info.model != model:
         raise WeightsError(f"weights {path}: of model {info.model}, not of {model}")
     network = build(model, info.num_classes, info.width)
-    load_state(network, {name: t.float() if t.is_floating_point() else t for name, t in state.items()}, f"weights {path}")
+    load_state(
+        network,
+        {name: t.float() if t.is_floating_point() else t for name, t in state.items()},
+        f"weights {path}",
+    )
     return network.eval(), info

@@ -13,16 +13,18 @@ _PACK_FROM = 32
 class Convolution(nn.Module):
     """relu(conv(x) + shortcut), the last two where asked, in working precision. Inference only.
 
-    On CPUs with oneDNN it is one pass over the output: the sum and ReLU happen in the convolution's registers, and
-    the weights are laid out once for its kernels instead of at every call, which for small features costs as much
-    as the convolution. In fp32 the result is that of the separate operations; in bf16 the sum is rounded once
-    instead of twice. Elsewhere the operations run one after the other.
+    On CPUs with oneDNN it is one pass over the output: the sum and ReLU happen in the convolution's
+    registers, and the weights are laid out once for its kernels instead of at every call, which for small
+    features costs as much as the convolution. In fp32 the result is that of the separate operations; in bf16
+    the sum is rounded once instead of twice. Elsewhere the operations run one after the other.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.bias = (
+            None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        )
         self.kernel_size, self.dilation, self.groups = conv.kernel_size, conv.dilation, conv.groups
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.relu = relu
@@ -39,11 +41,15 @@ class Convolution(nn.Module):
             self._packed = (
                 self.weight
                 if few
-                else torch.ops.mkldnn._reorder_convolution_weight(self.weight, [1, 1], [1, 1], self.dilation, 1, None)
+                else torch.ops.mkldnn._reorder_convolution_weight(
+                    self.weight, [1, 1], [1, 1], self.dilation, 1, None
+                )
             )
         return self
 
-    def forward(self, x: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0), shortcut: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0), shortcut: Tensor | None = None
+    ) -> Tensor:
         """x: N x C x H x W. `shortcut`, of the output's shape, is overwritten."""
         if self._packed is None or x.numel() == 0:
             out = F.conv2d(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)

@@ -54,7 +54,9 @@ def merge(batches: Sequence[Tensor], window: Window = 2) -> Tensor:
     """
     rows, columns = as_window(window)
     if len(batches) != rows * columns:
-        raise ValueError(f"merge with window {rows}x{columns} takes {rows * columns} batches, got {len(batches)}")
+        raise ValueError(
+            f"merge with window {rows}x{columns} takes {rows * columns} batches, got {len(batches)}"
+        )
     height = sum(b.shape[-2] for b in batches[::columns])
     width = sum(b.shape[-1] for b in batches[:columns])
     merged = batches[0].new_empty((*batches[0].shape[:-2], height, width))
@@ -70,7 +72,8 @@ def merge(batches: Sequence[Tensor], window: Window = 2) -> Tensor:
 
 
 def shrink(x: Tensor, window: Window, phase: Phase) -> Tensor:
-    """Sec. 3.2: the one split batch of `x` (..., H, W) at `phase`, a view. Raises ValueError outside the window."""
+    """Sec. 3.2: the one split batch of `x` (..., H, W) at `phase`, a view. Raises ValueError outside the
+    window."""
     rows, columns = as_window(window)
     k, l = phase
     if not (0 <= k < rows and 0 <= l < columns):
@@ -81,14 +84,16 @@ def shrink(x: Tensor, window: Window, phase: Phase) -> Tensor:
 def expand(x: Tensor, window: Window, phase: Phase, size: tuple[int, int]) -> Tensor:
     """Sec. 3.2, the partner of `shrink`: (..., *size), zero but for the split batch `x` at `phase`.
 
-    Only the sparse elements carry gradient back. Raises ValueError if `x` is not the size of that split batch.
+    Only the sparse elements carry gradient back. Raises ValueError if `x` is not the size of that split
+    batch.
     """
     rows, columns = as_window(window)
     out = x.new_zeros((*x.shape[:-2], *size))
     place = shrink(out, (rows, columns), phase)
     if place.shape != x.shape:
         raise ValueError(
-            f"cannot expand {tuple(x.shape)} to {size}: window {rows}x{columns}, phase {phase} holds {tuple(place.shape)}"
+            f"cannot expand {tuple(x.shape)} to {size}: "
+            f"window {rows}x{columns}, phase {phase} holds {tuple(place.shape)}"
         )
     place.copy_(x)
     return out
@@ -132,7 +137,9 @@ class MergePool2d(nn.Module):
     def forward(self, batches: Sequence[Tensor]) -> list[Tensor]:
         n = self.window[0] * self.window[1]
         if not batches or len(batches) % n:
-            raise ValueError(f"merge with window {self.window} takes a multiple of {n} batches, got {len(batches)}")
+            raise ValueError(
+                f"merge with window {self.window} takes a multiple of {n} batches, got {len(batches)}"
+            )
         return [merge(batches[i : i + n], self.window) for i in range(0, len(batches), n)]
 
     def extra_repr(self) -> str:
@@ -151,14 +158,18 @@ class ShrinkPool2d(nn.Module):
         super().__init__()
         self.window = as_window(window)
         if not 1 <= phases <= self.window[0] * self.window[1]:
-            raise ValueError(f"phases is {phases}: between 1 and {self.window[0] * self.window[1]} for {self.window}")
+            raise ValueError(
+                f"phases is {phases}: between 1 and {self.window[0] * self.window[1]} for {self.window}"
+            )
         self.phases = phases
         self.drawn: list[Phase] = []
         self.sizes: list[tuple[int, int]] = []
 
     def forward(self, batches: Batches) -> list[Tensor]:
         batches = _as_list(batches)
-        self.drawn = draw_phases(self.window, self.phases) if self.training else phases_of(self.window)[: self.phases]
+        self.drawn = (
+            draw_phases(self.window, self.phases) if self.training else phases_of(self.window)[: self.phases]
+        )
         self.sizes = [(b.shape[-2], b.shape[-1]) for b in batches]
         return [shrink(batch, self.window, phase) for batch in batches for phase in self.drawn]
 
@@ -167,7 +178,8 @@ class ShrinkPool2d(nn.Module):
 
 
 class ExpandPool2d(nn.Module):
-    """Expand pooling as a layer: the inverse of its partner's last forward pass, zero where nothing was kept."""
+    """Expand pooling as a layer: the inverse of its partner's last forward pass, zero where nothing was
+    kept."""
 
     def __init__(self, partner: ShrinkPool2d) -> None:
         super().__init__()
@@ -177,15 +189,20 @@ class ExpandPool2d(nn.Module):
         (partner,) = self._partner
         n = len(partner.drawn)
         if not n or len(batches) != n * len(partner.sizes):
-            raise ValueError(f"expand takes the {n * len(partner.sizes)} batches of its shrink layer, got {len(batches)}")
+            raise ValueError(
+                f"expand takes the {n * len(partner.sizes)} batches of its shrink layer, got {len(batches)}"
+            )
         expanded = []
         for i, size in enumerate(partner.sizes):
             parts = zip(partner.drawn, batches[i * n : (i + 1) * n], strict=True)
-            expanded.append(reduce(torch.add, (expand(part, partner.window, phase, size) for phase, part in parts)))
+            expanded.append(
+                reduce(torch.add, (expand(part, partner.window, phase, size) for phase, part in parts))
+            )
         return expanded
 
 
 def draw_phases(window: Window, count: int) -> list[Phase]:
-    """`count` different phases of a window, in the order of the split batches, from torch's random generator."""
+    """`count` different phases of a window, in the order of the split batches, from torch's random
+    generator."""
     every = phases_of(window)
     return [every[i] for i in sorted(torch.randperm(len(every))[:count].tolist())]

@@ -20,8 +20,8 @@ def bilinear_window(
 ) -> Tensor:
     """The window `rows` x `columns` (start, stop) of a map of `in_size` resized to `out_size`.
 
-    Equals that window of `F.interpolate(whole, out_size, mode="bilinear", align_corners=False)`. `x` (..., h, w)
-    is the part of the map whose first element is at `origin`; it must hold what `bilinear_reads` says.
+    Equals that window of `F.interpolate(whole, out_size, mode="bilinear", align_corners=False)`. `x` (..., h,
+    w) is the part of the map whose first element is at `origin`; it must hold what `bilinear_reads` says.
     """
     return bilinear_at(x, origin, in_size, out_size, torch.arange(*rows), torch.arange(*columns))
 

@@ -17,7 +17,8 @@ from fullres.ops.pooling import lattice_length
 
 @dataclass(frozen=True)
 class LevelCost:
-    """For one batch of nodes: multiply-adds of the convolutions, bytes at the worst moment, bytes of the exports."""
+    """For one batch of nodes: multiply-adds of the convolutions, bytes at the worst moment, bytes of the
+    exports."""
 
     macs: int
     peak: int
@@ -60,7 +61,9 @@ def level_cost(
     for step in level.steps:
         macs += batch * macs_per_element(step) * area(regions[step.name])
         copies = _input_copy(step, regions[step.name], level, sources, batch, itemsize)
-        overwritten = step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
+        overwritten = (
+            step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
+        )
         overwrites = overwritten in live and last_reader[overwritten] == step.name
         out = size(step.name)
         peak = max(peak, sum(live.values()) + copies + (0 if overwrites else out))
@@ -89,8 +92,8 @@ def _input_copy(step: Step, out: Region, level: Level, sources: Sources, batch: 
 def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[str, Span]:
     """Which part of the image each level must cover, along one axis, for `outputs` (spans in image pixels).
 
-    Returns for every exported tensor and for the image a span in pixels of an endless image, from a multiple of
-    the tensor's stride to a multiple of it: the same for all nodes of a level, whatever their offset.
+    Returns for every exported tensor and for the image a span in pixels of an endless image, from a multiple
+    of the tensor's stride to a multiple of it: the same for all nodes of a level, whatever their offset.
     """
     stride = {s.name: level.stride[axis] for level in tree.levels for s in level.steps} | {IMAGE: 1}
     needed = {name: span.outward(stride[name]) for name, span in outputs.items()}
@@ -134,12 +137,19 @@ def convolutions(tree: FullResolution) -> list[Step]:
 
 
 def subtree_elements(
-    tree: FullResolution, axis: int, needed: dict[str, Span], strips: Sequence[int], node: Pair, length: int, dense: bool
+    tree: FullResolution,
+    axis: int,
+    needed: dict[str, Span],
+    strips: Sequence[int],
+    node: Pair,
+    length: int,
+    dense: bool,
 ) -> np.ndarray:
-    """How many elements along `axis` each of `convolutions(tree)` computes for one subtree, summed over its nodes.
+    """How many elements along `axis` each of `convolutions(tree)` computes for one subtree, summed over its
+    nodes.
 
-    `node` is the subtree's (offset, stride) along this axis, `length` the image's. The multiply-adds of a subtree
-    are the products of both axes: its nodes are pairs of one offset along rows and one along columns.
+    `node` is the subtree's (offset, stride) along this axis, `length` the image's. The multiply-adds of a
+    subtree are the products of both axes: its nodes are pairs of one offset along rows and one along columns.
     """
     offset, stride = node
     totals: list[int] = []

@@ -49,7 +49,8 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
     size, schedule = plan.schedule.size, plan.schedule
     tile = max(schedule.tiles, key=lambda t: t[0].length * t[1].length)
     needed = [_demands(tree, plan, tile[a], a) for a in (0, 1)]
-    channels = {step.name: step.channels for level in tree.levels for step in level.steps} | {IMAGE: 3}
+    made = {step.name: (step.channels, step.stride) for level in tree.levels for step in level.steps}
+    made[IMAGE] = (3, (1, 1))
     summaries, batch = [], 1
     for i, level in enumerate(tree.levels):
         batch *= schedule.fanouts[i]
@@ -60,7 +61,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
         strip = Span(rows.start, rows.start - (-rows.length // schedule.strips[i]))
         middle = (rows.length - strip.length) // 2  # where its halo is on both sides
         region = (Span(strip.start + middle, strip.stop + middle), columns)
-        sources = {name: channels[name] for name in level.reads}
+        sources = {name: made[name] for name in level.reads}
         cost = level_cost(level, sources, batch, region, (height, width), ITEMSIZE[schedule.precision])
         summaries.append(
             LevelSummary(

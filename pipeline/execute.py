@@ -1,9 +1,9 @@
 """Running grains of a split plan on one device, in one process.
 
-`Predictor` holds a network made ready for inference: batch norm folded, in its working precision, channels last.
-It gets the part of the uint8 image that a tile needs and returns the class ids (or scores) of one grain: depth
-first over the tree, sibling subtrees batched as the plan's fan-outs say, levels in strips where it says so.
-`predict_image` runs a whole plan; Ray workers run the same grains.
+`Predictor` holds a network made ready for inference: batch norm folded, in its working precision, channels
+last. It gets the part of the uint8 image that a tile needs and returns the class ids (or scores) of one
+grain: depth first over the tree, sibling subtrees batched as the plan's fan-outs say, levels in strips where
+it says so. `predict_image` runs a whole plan; Ray workers run the same grains.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fullres.models.catalogue import Network
+from fullres.models.fcn import FCN8s, FCN32s
 from fullres.models.fold import fold_batch_norm, fuse
 from fullres.models.geometry import Span
 from fullres.models.smp import SMP
@@ -35,7 +36,7 @@ _INTERPOLATED = 4 << 20
 class _Scores(nn.Module):
     """FCN32s or FCN8s before interpolation."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: FCN32s | FCN8s) -> None:
         super().__init__()
         self.network = network
 
@@ -48,7 +49,11 @@ def native_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16") else "fp32"
+    return (
+        "bf16"
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        else "fp32"
+    )
 
 
 def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
@@ -63,7 +68,8 @@ def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The image as a level reads it: `window` (h, w, 3) uint8 lies at `origin`, normalised while it is cropped."""
+    """The image as a level reads it: `window` (h, w, 3) uint8 lies at `origin`, normalised while it is
+    cropped."""
 
     window: np.ndarray
     origin: Pair
@@ -82,7 +88,9 @@ class ImageSource:
 def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
     """The part of the image that a tile is computed from: the tile and its halo, clipped to the image."""
     spans = tuple(
-        demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[IMAGE].clip(schedule.size[a])
+        demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[
+            IMAGE
+        ].clip(schedule.size[a])
         for a in (0, 1)
     )
     return spans  # type: ignore[return-value]
@@ -108,8 +116,8 @@ class Predictor:
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
         """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
 
-        window: what `tile_window` says, (rows, columns, 3) uint8. Scores are float32, float16 if the precision
-        is bf16.
+        window: what `tile_window` says, (rows, columns, 3) uint8. Scores are float32, float16 if the
+        precision is bf16.
         """
         region = tile_window(self.tree, schedule, grain.tile)
         image = ImageSource(window, (region[0].start, region[1].start), self.dtype, self.device)
@@ -128,7 +136,8 @@ class _Run:
         self.tree, self.schedule, self.grain, self.scores = tree, schedule, grain, scores
         self.tile = schedule.tiles[grain.tile]
         self.demands = [
-            demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense)) for a in (0, 1)
+            demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense))
+            for a in (0, 1)
         ]
         self.stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
         shape = tuple(lattice_length(self.tile[a].length, grain.offset[a], self.stride[a]) for a in (0, 1))
@@ -166,7 +175,8 @@ class _Run:
 
         def lengths(phase: Pair) -> Pair:
             return tuple(  # type: ignore[return-value]
-                lattice_length(self.schedule.size[a], parent[a] + phase[a] * stride[a], own[a]) for a in (0, 1)
+                lattice_length(self.schedule.size[a], parent[a] + phase[a] * stride[a], own[a])
+                for a in (0, 1)
             )
 
         batches = []
@@ -216,32 +226,39 @@ class _Run:
             self.result[..., y :: step[0], x :: step[1]] = block[i]
 
     def interpolate(self, sources: dict[str, Source]) -> None:
-        """FCN32s, FCN8s: the first phase of every level, resized to the finest score and summed, then to pixels."""
+        """FCN32s, FCN8s: the first phase of every level, resized to the finest score and summed, then to
+        pixels."""
         pieces: dict[str, Piece] = {}
         for level in range(len(self.tree.levels)):
             region, _ = self._region(level, (0, 0))
             pieces.update(self._run_level(level, [(0, 0)], region, {**sources, **pieces}))
         fine, *coarser = (pieces[name] for name in self.tree.outputs)
-        sizes = [tuple(lattice_length(self.schedule.size[a], 0, p.stride[a]) for a in (0, 1)) for p in (fine, *coarser)]
+        height, width = self.schedule.size
+        sizes = [
+            (lattice_length(height, 0, p.stride[0]), lattice_length(width, 0, p.stride[1]))
+            for p in (fine, *coarser)
+        ]
         rows, columns = (
             Span(*bilinear_reads(*self.tile[a], sizes[0][a], self.schedule.size[a])) for a in (0, 1)
         )
         total = fine.crop((rows, columns)).float()
         for piece, in_size in zip(coarser, sizes[1:], strict=True):
             origin = (piece.region[0].start, piece.region[1].start)
-            total = total + bilinear_window(piece.tensor.float(), origin, in_size, sizes[0], rows, columns)  # type: ignore[arg-type]
+            total = total + bilinear_window(piece.tensor.float(), origin, in_size, sizes[0], rows, columns)
         top, left = self.tile[0].start, self.tile[1]
-        height = max(1, _INTERPOLATED // (total.shape[1] * self.tile[1].length))
-        for start in range(*self.tile[0], height):
-            stop = min(start + height, self.tile[0].stop)
+        strip = max(1, _INTERPOLATED // (total.shape[1] * self.tile[1].length))
+        for start in range(*self.tile[0], strip):
+            stop = min(start + strip, self.tile[0].stop)
             full = bilinear_window(
-                total, (rows.start, columns.start), sizes[0], self.schedule.size, (start, stop), left  # type: ignore[arg-type]
+                total, (rows.start, columns.start), sizes[0], self.schedule.size, (start, stop), left
             )[0]
             block = full if self.scores else full.argmax(0).to(torch.uint8)
             self.result[..., start - top : stop - top, :] = block.cpu().numpy()
 
 
-def place(out: np.ndarray, schedule: Schedule, tree: FullResolution, grain: Grain, result: np.ndarray) -> None:
+def place(
+    out: np.ndarray, schedule: Schedule, tree: FullResolution, grain: Grain, result: np.ndarray
+) -> None:
     """Merge pooling (Eq. 2): a grain's result into the image's array (..., H, W)."""
     tile = schedule.tiles[grain.tile]
     stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
@@ -273,5 +290,3 @@ def predict_image(
         progress(grain)
     assert out is not None
     return out
-
-

@@ -21,14 +21,18 @@ class OutputsError(ValueError):
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into `out`, or hold them against those of a run that was stopped. Raises OutputsError."""
+    """Write the settings into `out`, or hold them against those of a run that was stopped. Raises
+    OutputsError."""
     manifest = out / MANIFEST
     if manifest.exists():
         before = json.loads(manifest.read_text())
-        differing = [f"{k}: {before.get(k)} there, {v} now" for k, v in settings.items() if before.get(k) != v]
+        differing = [
+            f"{k}: {before.get(k)} there, {v} now" for k, v in settings.items() if before.get(k) != v
+        ]
         if differing:
             raise OutputsError(
-                f"{out} holds predictions with other settings ({'; '.join(differing)}): give another --out, or remove it"
+                f"{out} holds predictions with other settings ({'; '.join(differing)}): "
+                "give another --out, or remove it"
             )
     write_bytes_atomically(manifest, json.dumps(settings, indent=2).encode())
 
@@ -39,7 +43,12 @@ def is_done(out: Path, stem: Path) -> bool:
 
 
 def write_outputs(
-    out: Path, stem: Path, image: np.ndarray, result: np.ndarray, palette: Sequence[Sequence[int]], kinds: Sequence[Kind]
+    out: Path,
+    stem: Path,
+    image: np.ndarray,
+    result: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    kinds: Sequence[Kind],
 ) -> None:
     """`STEM.png` with class ids and what else is asked, each whole or not at all.
 
@@ -54,7 +63,9 @@ def write_outputs(
         with atomic(_named(out, stem, "_scores.npy")) as temporary:
             np.save(temporary, result)
     if "safetensors" in kinds:
-        write_bytes_atomically(_named(out, stem, "_scores.safetensors"), save({"scores": torch.from_numpy(result)}))
+        write_bytes_atomically(
+            _named(out, stem, "_scores.safetensors"), save({"scores": torch.from_numpy(result)})
+        )
     write_png(_named(out, stem, ".png"), labels)
 
 

@@ -2,9 +2,9 @@
 
 A plan has two halves. The *schedule* (tiles, fan-outs, strips, precision) says which tensors are computed
 together; it follows from image, network, budget and kind of device alone, so the bytes of the result do not
-depend on who computes what. The *grains* say at which level of the tree the work is handed out; they follow from
-the number of workers too. Cutting deeper repeats prefixes: for SMP-18, 16 grains repeat nothing, 64 repeat conv1
-and layer1.
+depend on who computes what. The *grains* say at which level of the tree the work is handed out; they follow
+from the number of workers too. Cutting deeper repeats prefixes: for SMP-18, 16 grains repeat nothing, 64
+repeat conv1 and layer1.
 
 - A *tile* is a rectangle of the output. It is computed with exact halos, so tiles show no seam.
 - A *fan-out* is how many phases of a level's split run as one batch.
@@ -14,7 +14,7 @@ and layer1.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any, Literal
 
@@ -25,7 +25,13 @@ from fullres.models.split_merge import FullResolution, Pair, Region
 from fullres.models.trace import IMAGE
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.cost import (
-    Sources, convolutions, demands, level_cost, macs_per_element, node_span, subtree_elements,
+    Sources,
+    convolutions,
+    demands,
+    level_cost,
+    macs_per_element,
+    node_span,
+    subtree_elements,
 )  # fmt: skip
 
 Precision = Literal["fp32", "bf16"]
@@ -41,7 +47,8 @@ RESERVE, USABLE = 24 << 20, 0.9
 
 @dataclass(frozen=True)
 class Grain:
-    """A unit of work: node `offset` of level `level` (-1: all of them) in tile `tile`, with everything below it."""
+    """A unit of work: node `offset` of level `level` (-1: all of them) in tile `tile`, with everything below
+    it."""
 
     index: int
     tile: int
@@ -52,8 +59,8 @@ class Grain:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the first
-    alone (FCN32s, FCN8s). `peak_bytes` is the predicted peak beyond the model's own memory."""
+    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the
+    first alone (FCN32s, FCN8s). `peak_bytes` is the predicted peak beyond the model's own memory."""
 
     size: Pair
     precision: Precision
@@ -66,7 +73,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run for one image; plain values only. `least_macs`: the image in one piece, nothing repeated."""
+    """What to run for one image; plain values only. `least_macs`: the image in one piece, nothing
+    repeated."""
 
     schedule: Schedule
     grains: tuple[Grain, ...]
@@ -77,7 +85,8 @@ class Plan:
         return sum(grain.macs for grain in self.grains)
 
     def efficiency(self, workers: int, images: int = 1) -> float:
-        """Predicted share of `workers` that does useful work over `images` such images, communication apart."""
+        """Predicted share of `workers` that does useful work over `images` such images, communication
+        apart."""
         rounds = -(-len(self.grains) * images // workers)
         return self.least_macs * images / (workers * rounds * max(g.macs for g in self.grains))
 
@@ -186,20 +195,27 @@ class _Scheduler:
         return int(peak / USABLE) + RESERVE + (1 << 20)
 
     def _largest(self, tiles: tuple[Region, ...]) -> Region:
-        return max(tiles, key=lambda t: prod(min(b, n) - max(a, 0) for (a, b), n in zip(self._image(t), self.size, strict=True)))
+        return max(
+            tiles,
+            key=lambda t: prod(
+                min(b, n) - max(a, 0) for (a, b), n in zip(self._image(t), self.size, strict=True)
+            ),
+        )
 
     def _image(self, tile: Region) -> Region:
         return tuple(self._demands(tile, axis)[IMAGE] for axis in (0, 1))  # type: ignore[return-value]
 
     def _demands(self, tile: Region, axis: int) -> dict[str, Span]:
-        return demands(self.tree, axis, output_spans(self.tree, axis, tile[axis], self.size[axis], self.dense))
+        return demands(
+            self.tree, axis, output_spans(self.tree, axis, tile[axis], self.size[axis], self.dense)
+        )
 
     def _fit(self, tiles: tuple[Region, ...], usable: int) -> Schedule | None:
         tile = self._largest(tiles)
         fanouts = self._wished_fanouts(tile)
         while True:
             strips: tuple[int, ...] = ()
-            for i in range(len(self.tree.levels)):
+            for _ in self.tree.levels:
                 fitting = (m for m in _STRIPS if self._peak(tile, fanouts, (*strips, m)) <= usable)
                 strip = next(fitting, None)
                 if strip is None:
@@ -233,7 +249,9 @@ class _Scheduler:
         for level, fanout, strip in zip(self.tree.levels, fanouts, strips, strict=False):
             batch *= fanout
             lengths = tuple(lattice_length(self.size[a], 0, level.stride[a]) for a in (0, 1))
-            region = tuple(node_span(needed[a][level.exports[0]], level.stride[a], lengths[a]) for a in (0, 1))
+            region = tuple(
+                node_span(needed[a][level.exports[0]], level.stride[a], lengths[a]) for a in (0, 1)
+            )
             sources = {name: self.sources[name] for name in level.reads}
             one = Span(region[0].start, region[0].start + -(-region[0].length // strip))
             middle = _centred(one, region[0])
@@ -242,7 +260,12 @@ class _Scheduler:
             peak = max(peak, held + cost.peak + (exports if strip > 1 else 0))
             held += exports
         last = self.tree.levels[-1]
-        leaf = prod(node_span(needed[a][last.exports[0]], last.stride[a], lattice_length(self.size[a], 0, last.stride[a])).length for a in (0, 1))
+        leaf = prod(
+            node_span(
+                needed[a][last.exports[0]], last.stride[a], lattice_length(self.size[a], 0, last.stride[a])
+            ).length
+            for a in (0, 1)
+        )
         return max(peak, held + leaf * batch * 9)  # argmax counts in int64
 
 
@@ -261,7 +284,7 @@ def tile_grid(size: Pair, side: int, stride: Pair) -> tuple[Region, ...]:
     for length, s in zip(size, stride, strict=True):
         count = max(1, round(length / side))
         cuts = sorted({min(length, round(length * i / count / s) * s) for i in range(count)} | {0, length})
-        axes.append([Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)])
+        axes.append([Span(a, b) for a, b in pairwise(cuts)])
     return tuple((rows, columns) for rows in axes[0] for columns in axes[1])
 
 
@@ -291,7 +314,9 @@ def _grains(tree: FullResolution, schedule: Schedule, level: int) -> tuple[Grain
         """For each offset along one axis: see `subtree_elements`. Many tiles share a span."""
         needed = demands(tree, axis, output_spans(tree, axis, span, size[axis], schedule.dense))
         return [
-            subtree_elements(tree, axis, needed, schedule.strips, (o, stride[axis]), size[axis], schedule.dense)
+            subtree_elements(
+                tree, axis, needed, schedule.strips, (o, stride[axis]), size[axis], schedule.dense
+            )
             for o in range(min(stride[axis], span.length))
         ]
 

@@ -62,8 +62,8 @@ def write_report(
 ) -> list[Evaluation]:
     """Write `out/index.html` and its pictures; returns the score of each prediction, in their order.
 
-    Every image needs a label file and a class-id file in each prediction's folder, matched by relative path and
-    name. The page is written last. `progress(frames done, frames in all)`.
+    Every image needs a label file and a class-id file in each prediction's folder, matched by relative path
+    and name. The page is written last. `progress(frames done, frames in all)`.
 
     Raises FilesError or ImageError for what is missing or can't be read or compared.
     """
@@ -74,8 +74,12 @@ def write_report(
     pairs = pair_with_labels(list_images([images]), labels, known, "image")
     frames = []
     for i, (image_path, label_path) in enumerate(pairs):
-        found = [(p.name, files[label_path]) for p, files in zip(predictions, label_to_prediction, strict=True)]
-        name = image_path.relative_to(images).with_suffix("").as_posix() if images.is_dir() else image_path.stem
+        found = [
+            (p.name, files[label_path]) for p, files in zip(predictions, label_to_prediction, strict=True)
+        ]
+        name = (
+            image_path.relative_to(images).with_suffix("").as_posix() if images.is_dir() else image_path.stem
+        )
         frames.append((name, _frame(name, image_path, label_path, found, known, out)))
         progress(i + 1, len(pairs))
     template = (Path(__file__).parent / "report.html").read_text()
@@ -184,7 +188,9 @@ def _runs(predictions: Sequence[Prediction]) -> list[tuple[str, list[str]]]:
 
 def _run(prediction: Prediction) -> dict[str, str]:
     """What the folder's summary.json says of how it was made; "–" where it says nothing."""
-    row = dict.fromkeys(("model", "parameters", "precision", "images", "seconds", "workers", "workers busy"), "–")
+    row = dict.fromkeys(
+        ("model", "parameters", "precision", "images", "seconds", "workers", "workers busy"), "–"
+    )
     try:
         summary = json.loads((prediction.folder / "summary.json").read_text())
     except (OSError, ValueError):

@@ -22,13 +22,15 @@ def segmentation_loss(
 ) -> Tensor:
     """Mean cross entropy over labelled pixels; a scalar with gradient.
 
-    images: N x 3 x H x W, normalised. labels: N x H x W, class ids (int64) or `ignore_index`.
-    SMP (Sec. 3.2): expanding is indexing the labels on the lattices that shrink pooling drew, `phases[i]` of them
-    a split. FCN32s and FCN8s: scores interpolated to full resolution, at every pixel or, with a `loss_stride`
-    above 1, on one random lattice of that stride. All pixels ignored: 0, with zero gradient.
+    images: N x 3 x H x W, normalised. labels: N x H x W, class ids (int64) or `ignore_index`. SMP (Sec. 3.2):
+    expanding is indexing the labels on the lattices that shrink pooling drew, `phases[i]` of them a split.
+    FCN32s and FCN8s: scores interpolated to full resolution, at every pixel or, with a `loss_stride` above 1,
+    on one random lattice of that stride. All pixels ignored: 0, with zero gradient.
     """
     if isinstance(network, SMP):
-        drawn = [(p.tensor, _on_lattice(labels, p.offsets[0], p.stride)) for p in network.shrink(images, phases)]
+        drawn = [
+            (p.tensor, _on_lattice(labels, p.offsets[0], p.stride)) for p in network.shrink(images, phases)
+        ]
     else:
         size = (images.shape[-2], images.shape[-1])
         scores = combine(network.scores(images))

@@ -1,7 +1,7 @@
 """Training in one process: the loop around `pipeline.steps`, its configuration and its checkpoints.
 
-Every step draws from generators seeded by (seed, step), so a run that was stopped goes on exactly as if it had
-not been, and the same configuration on the same machine ends with the same weights.
+Every step draws from generators seeded by (seed, step), so a run that was stopped goes on exactly as if it
+had not been, and the same configuration on the same machine ends with the same weights.
 """
 
 import json
@@ -30,7 +30,8 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The network, and how it starts: ImageNet weights of its backbone (a torchvision `.pth`), or from scratch."""
+    """The network, and how it starts: ImageNet weights of its backbone (a torchvision `.pth`), or from
+    scratch."""
 
     name: str
     width: float = Field(default=1.0, gt=0)
@@ -59,7 +60,8 @@ class DataConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """Sec. 4.2's values by default. `phases`: split batches kept of each of the network's splits (SMP only)."""
+    """Sec. 4.2's values by default. `phases`: split batches kept of each of the network's splits (SMP
+    only)."""
 
     model: ModelConfig
     data: DataConfig
@@ -145,19 +147,25 @@ def fit(
     bf16 = config.precision == "bf16"
     losses = []
     for step in range(first, config.steps):
-        images, labels = samples.batch(config.batch_size, config.crop, np.random.default_rng((config.seed, step)))
+        images, labels = samples.batch(
+            config.batch_size, config.crop, np.random.default_rng((config.seed, step))
+        )
         torch.manual_seed(config.seed * 1_000_003 + step)  # the phases of this step
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         inputs = normalise(images.to(device), torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = segmentation_loss(network, inputs, labels.to(device), config.phases, config.loss_stride, known.ignore_index)
+            loss = segmentation_loss(
+                network, inputs, labels.to(device), config.phases, config.loss_stride, known.ignore_index
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"loss is {losses[-1]} at step {step}: lower learning_rate (now {config.learning_rate})")
+            raise ValueError(
+                f"loss is {losses[-1]} at step {step}: lower learning_rate (now {config.learning_rate})"
+            )
         if (step + 1) % 20 == 0 or step + 1 == config.steps:
             progress(StepReport(step + 1, config.steps, sum(losses) / len(losses)))
             losses.clear()
@@ -179,13 +187,20 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def _identity(config: TrainingConfig) -> str:
     """What must agree for a checkpoint to be gone on from."""
-    return json.dumps(config.model_dump(mode="json", exclude={"out", "checkpoint_every", "save_as"}), sort_keys=True)
+    return json.dumps(
+        config.model_dump(mode="json", exclude={"out", "checkpoint_every", "save_as"}), sort_keys=True
+    )
 
 
-def _save(path: Path, step: int, config: TrainingConfig, network: Network, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, config: TrainingConfig, network: Network, optimizer: torch.optim.Optimizer
+) -> None:
     state = {
-        "step": step, "config": _identity(config), "network": network.state_dict(), "optimizer": optimizer.state_dict()
-    }  # fmt: skip
+        "step": step,
+        "config": _identity(config),
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     with atomic(path) as temporary:
         torch.save(state, temporary)
 
@@ -197,5 +212,3 @@ def _resume(path: Path, config: TrainingConfig, network: Network, optimizer: tor
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
-
-

@@ -1,4 +1,5 @@
-"""From uint8 images to what a network reads, and the augmentation of training ("Split-Merge Pooling", Sec. 4.2)."""
+"""From uint8 images to what a network reads, and the augmentation of training ("Split-Merge Pooling", Sec.
+4.2)."""
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ def normalise(image: Tensor, dtype: torch.dtype) -> Tensor:
 def random_crop(
     image: np.ndarray, labels: np.ndarray, size: tuple[int, int], ignore_index: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same random window of `image` (H x W x 3) and `labels` (H x W), and with probability 1/2 its mirror image.
+    """The same random window of `image` (H x W x 3) and `labels` (H x W), and with probability 1/2 its mirror
+    image.
 
     Where the image is smaller than `size`, it is padded below and to the right: mean colour, ignored labels.
     """

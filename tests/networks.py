@@ -73,7 +73,8 @@ def assert_same_scores(scores: np.ndarray, expected: np.ndarray, tolerance: floa
 
 
 def assert_same_labels(labels: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
-    """The classes of the best of the `expected` scores, but where the two best are closer than scores may differ."""
+    """The classes of the best of the `expected` scores, but where the two best are closer than scores may
+    differ."""
     assert labels.dtype == np.uint8
     second, best = np.sort(expected, 0)[-2:]
     decided = best - second > 2 * tolerance * np.abs(expected).max()

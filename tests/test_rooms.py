@@ -11,6 +11,8 @@ def test_a_room_imports_only_from_the_rooms_to_its_left():
     here = Path.cwd()
     os.chdir(root)
     try:
-        assert lint_imports(config_filename=str(root / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+        assert (
+            lint_imports(config_filename=str(root / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+        )
     finally:
         os.chdir(here)

@@ -28,7 +28,7 @@ class Dilated(nn.Module):
                 for name in ("conv1", "conv2", "conv3"):
                     if hasattr(block, name):
                         behind = _dilate(getattr(block, name), behind)
-                if block.downsample is not None:
+                if isinstance(block.downsample, nn.Sequential):
                     _dilate(block.downsample[0], dilation)
                 dilation = behind
 
@@ -36,8 +36,9 @@ class Dilated(nn.Module):
         return self.classifier(self.backbone(image)[3])
 
 
-def _dilate(conv: nn.Conv2d, dilation: int) -> int:
+def _dilate(conv: nn.Module, dilation: int) -> int:
     """Stride out, dilation in; returns the dilation behind this convolution."""
+    assert isinstance(conv, nn.Conv2d)
     stride = conv.stride[0]
     conv.stride = (1, 1)
     conv.dilation = (dilation, dilation)

@@ -28,13 +28,16 @@ def scaling(
     height: Annotated[int, typer.Option()] = 1024,
     scene_width: Annotated[int, typer.Option()] = 2048,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
-    workers: Annotated[str, typer.Option(help="Numbers of workers to compare, the first is the base.")] = "1,2",
+    workers: Annotated[
+        str, typer.Option(help="Numbers of workers to compare, the first is the base.")
+    ] = "1,2",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     memory_budget: Annotated[str, typer.Option()] = "4GiB",
     address: AddressOption = None,
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not counted."""
+    """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not
+    counted."""
     counts = [int(n) for n in workers.split(",")]
     request = {"model": model, "width": width}
     network = network_of(request)
@@ -51,7 +54,9 @@ def scaling(
                 options = Options(chosen, parse_bytes(memory_budget), count, "cpu")
                 rates[count].append(_measure(Coordinator(network, options), tasks, folder / "out"))
     result = _compare(rates, counts)
-    _show(result, f"{images} images {scene_width}x{height}, {model} width {width}, {chosen}, {rounds} round(s)")
+    _show(
+        result, f"{images} images {scene_width}x{height}, {model} width {width}, {chosen}, {rounds} round(s)"
+    )
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": rates}, indent=2).encode())
 
@@ -80,7 +85,9 @@ def _compare(rates: dict[int, list[dict[str, float]]], counts: list[int]) -> dic
     return {
         n: {
             "seconds": statistics.median(r["seconds"] for r in rates[n]),
-            "speedup": statistics.median(b["seconds"] / r["seconds"] for b, r in zip(base, rates[n], strict=True)),
+            "speedup": statistics.median(
+                b["seconds"] / r["seconds"] for b, r in zip(base, rates[n], strict=True)
+            ),
             "busy": statistics.median(r["busy"] for r in rates[n]),
             "bytes": rates[n][0]["bytes"],
         }
@@ -94,6 +101,10 @@ def _show(result: dict[int, dict[str, float]], title: str) -> None:
         table.add_column(heading, justify="right")
     for n, row in result.items():
         table.add_row(
-            str(n), f"{row['seconds']:.2f}", f"{row['speedup']:.3f}", f"{row['busy']:.1%}", f"{row['bytes']:.3f}"
+            str(n),
+            f"{row['seconds']:.2f}",
+            f"{row['speedup']:.3f}",
+            f"{row['busy']:.1%}",
+            f"{row['bytes']:.3f}",
         )
     Console().print(table)

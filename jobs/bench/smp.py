@@ -41,8 +41,8 @@ def smp(
 ) -> None:
     """Time, peak memory and the share of pixels whose class differs from the exact result, side by side.
 
-    Each run is a process of its own, so that memory is its own; ratios are taken within a round, because shared
-    machines drift.
+    Each run is a process of its own, so that memory is its own; ratios are taken within a round, because
+    shared machines drift.
     """
     pixels = read_image(image) if image else render_scene(0, height, scene_width)[0]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in _ROWS}
@@ -53,7 +53,8 @@ def smp(
             for name, variant, extra in _ROWS:
                 console.print(f"round {index + 1}/{rounds}: {name}", highlight=False)
                 request = {
-                    "variant": variant, "model": model, "width": width, "precision": precision, "threads": threads,
+                    "variant": variant, "model": model, "width": width, "precision": precision,
+                    "threads": threads,
                     "memory_budget": parse_bytes(memory_budget), "image": f"{folder}/image.npy",
                     "labels": f"{folder}/{len(runs[name])}-{variant}.npy", **extra,
                 }  # fmt: skip
@@ -61,11 +62,17 @@ def smp(
                 labels = np.load(request["labels"])
                 if name == "dilated, whole image":
                     exact = labels
-                    differing["split-merge"] = float((np.load(f"{folder}/{index}-split_merge.npy") != exact).mean())
+                    differing["split-merge"] = float(
+                        (np.load(f"{folder}/{index}-split_merge.npy") != exact).mean()
+                    )
                 elif variant == "sliding":
                     differing[name] = float((labels != exact).mean())
     result = {name: _row(name, runs, differing) for name in runs}
-    _show(result, f"{model} width {width}, {pixels.shape[1]}x{pixels.shape[0]}, {precision}, {threads} thread(s), {rounds} round(s)")
+    _show(
+        result,
+        f"{model} width {width}, {pixels.shape[1]}x{pixels.shape[0]}, {precision}, "
+        f"{threads} thread(s), {rounds} round(s)",
+    )
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": runs}, indent=2).encode())
 
@@ -82,7 +89,9 @@ def _row(name: str, runs: dict[str, list[dict[str, Any]]], differing: dict[str, 
     ours = runs["split-merge"]
     return {
         "seconds": statistics.median(r["seconds"] for r in runs[name]),
-        "ratio": statistics.median(r["seconds"] / o["seconds"] for r, o in zip(runs[name], ours, strict=True)),
+        "ratio": statistics.median(
+            r["seconds"] / o["seconds"] for r, o in zip(runs[name], ours, strict=True)
+        ),
         "memory": None if "floor" in name else statistics.median(r["memory"] for r in runs[name]),
         "differing": differing.get(name),
     }

@@ -1,7 +1,7 @@
 """One way to full resolution, measured in a process of its own: `python -m fullres.jobs.bench.variants`.
 
-Reads a JSON request on standard input, prints a JSON answer: seconds of one run after a warm-up on a small image,
-bytes of memory beyond the loaded network; class ids go to the file it names.
+Reads a JSON request on standard input, prints a JSON answer: seconds of one run after a warm-up on a small
+image, bytes of memory beyond the loaded network; class ids go to the file it names.
 """
 
 import json
@@ -28,7 +28,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def network_of(request: dict[str, Any]) -> SMP:
-    """A network with random weights and batch norm statistics of a trained one's scale, the same in every process."""
+    """A network with random weights and batch norm statistics of a trained one's scale, the same in every
+    process."""
     torch.manual_seed(0)
     network = build(request["model"], 19, request["width"])
     assert isinstance(network, SMP)
@@ -46,7 +47,11 @@ def split_merge(request: dict[str, Any]) -> Run:
     def run(image: np.ndarray) -> np.ndarray:
         size = (image.shape[0], image.shape[1])
         plan = plan_image(
-            predictor.tree, size, workers=1, memory_budget=request["memory_budget"], precision=request["precision"]
+            predictor.tree,
+            size,
+            workers=1,
+            memory_budget=request["memory_budget"],
+            precision=request["precision"],
         )
         return predict_image(predictor, plan, image)
 
@@ -56,14 +61,16 @@ def split_merge(request: dict[str, Any]) -> Run:
 def _fused_dilated(request: dict[str, Any]) -> nn.Module:
     from torch.fx.experimental.optimization import fuse  # conv + batch norm, as fair as it gets
 
-    dilated = fuse(Dilated(network_of(request)).eval())
-    return dilated.to(DTYPES[request["precision"]], memory_format=torch.channels_last)
+    network = fuse(Dilated(network_of(request)).eval())
+    return network.to(DTYPES[request["precision"]], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def dilated(request: dict[str, Any]) -> Run:
     """The whole image through the dilated network."""
     network, dtype = _fused_dilated(request), DTYPES[request["precision"]]
-    return lambda image: network(normalise(torch.from_numpy(image), dtype)[None]).argmax(1)[0].to(torch.uint8).numpy()
+    return lambda image: (
+        network(normalise(torch.from_numpy(image), dtype)[None]).argmax(1)[0].to(torch.uint8).numpy()
+    )
 
 
 def sliding(request: dict[str, Any]) -> Run:

@@ -10,8 +10,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from fullres.pipeline.scenes import figures
-from fullres.pipeline.scenes import street
+from fullres.pipeline.scenes import figures, street
 from fullres.pipeline.scenes.canvas import (
     LEAF_FAR,
     ROAD,

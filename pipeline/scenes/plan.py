@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fullres.pipeline.scenes import figures
-from fullres.pipeline.scenes import street
+from fullres.pipeline.scenes import figures, street
 from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     BUS,

@@ -44,10 +44,12 @@ def run(
     images: dict[str, np.ndarray],
     report: Callable[[Status], None] = lambda status: None,
     read: Callable[[Path], np.ndarray] | None = None,
+    before_write: Callable[[], object] = lambda: None,
 ) -> dict[str, np.ndarray]:
     results: dict[str, np.ndarray] = {}
 
     def write(task: Task, image: np.ndarray, result: np.ndarray) -> None:
+        before_write()
         assert image is images[task.path.name]
         assert task.path.name not in results
         results[task.path.name] = result

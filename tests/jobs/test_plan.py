@@ -28,7 +28,9 @@ def planned(tmp_path):
 
 
 def test_prints_tree_grains_and_efficiency_for_workers_that_are_not_there():
-    result = run("2048x1024", "--width", "0.25", "--workers", "256", "--device", "cuda", "--precision", "bf16")
+    result = run(
+        "2048x1024", "--width", "0.25", "--workers", "256", "--device", "cuda", "--precision", "bf16"
+    )
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["4", "4x4", "16", "512x256"] in [row[:4] for row in rows]
@@ -75,7 +77,9 @@ def test_many_images_keep_many_workers_busy_without_cutting_deeper(planned):
 
 def test_reads_an_image_and_weights(planned, tmp_path):
     write_png(tmp_path / "a.png", np.zeros((40, 70, 3), np.uint8))
-    save_weights(build("smp18", 11, 0.125), tmp_path / "w.safetensors", WeightsInfo("smp18", 0.125, 11, "camvid"))
+    save_weights(
+        build("smp18", 11, 0.125), tmp_path / "w.safetensors", WeightsInfo("smp18", 0.125, 11, "camvid")
+    )
     figures = planned(tmp_path / "a.png", "--weights", tmp_path / "w.safetensors")
     assert figures["plan"]["schedule"]["size"] == [40, 70]
 

@@ -1,6 +1,6 @@
 """How much memory grains of a plan take at most, measured in a process of its own. Prints JSON.
 
-    python -m tests.pipeline.peak_memory '{"model": "smp18", "width": 0.25, "size": [3000, 3000], ...}'
+python -m tests.pipeline.peak_memory '{"model": "smp18", "width": 0.25, "size": [3000, 3000], ...}'
 """
 
 import json
@@ -29,12 +29,24 @@ def costliest(plan: Plan, count: int) -> list:
 
 
 def main(
-    model: str, width: float, size: list[int], budget: int, precision: str, workers: int, grains: int, classes: int = 19
+    model: str,
+    width: float,
+    size: list[int],
+    budget: int,
+    precision: str,
+    workers: int,
+    grains: int,
+    classes: int = 19,
 ) -> None:
     torch.set_num_threads(1)
     predictor = Predictor(narrow(model, width, classes), torch.device("cpu"), precision)
     plan = plan_image(
-        predictor.tree, tuple(size), workers=workers, memory_budget=budget, precision=precision, dense=predictor.dense
+        predictor.tree,
+        tuple(size),
+        workers=workers,
+        memory_budget=budget,
+        precision=precision,
+        dense=predictor.dense,
     )
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     baseline = status("VmRSS")
@@ -42,13 +54,16 @@ def main(
     peaks = []
     for grain in costliest(plan, grains):
         rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
-        predictor.run(plan.schedule, grain, rng.integers(0, 256, (rows.length, columns.length, 3), dtype=np.uint8))
+        predictor.run(
+            plan.schedule, grain, rng.integers(0, 256, (rows.length, columns.length, 3), dtype=np.uint8)
+        )
         peaks.append(status("VmHWM") - baseline)
     schedule = plan.schedule
     print(
         json.dumps(
             {
-                "peaks": peaks, "predicted": schedule.peak_bytes, "budget": budget, "tiles": len(schedule.tiles),
+                "peaks": peaks, "predicted": schedule.peak_bytes, "budget": budget,
+                "tiles": len(schedule.tiles),
                 "fanouts": schedule.fanouts, "strips": schedule.strips, "grains": len(plan.grains),
                 "overhead": plan.macs / plan.least_macs, "baseline": baseline,
             }

@@ -41,7 +41,12 @@ def counted(predictor, plan, grain, image):
 def test_macs_of_every_grain(name, size, budget, workers):
     predictor = Predictor(vgg() if name == "vgg" else narrow(name), torch.device("cpu"), "fp32")
     plan = plan_image(
-        predictor.tree, size, workers=workers, memory_budget=budget * MIB, precision="fp32", dense=predictor.dense
+        predictor.tree,
+        size,
+        workers=workers,
+        memory_budget=budget * MIB,
+        precision="fp32",
+        dense=predictor.dense,
     )
     image = random_image(*size)
     grains = plan.grains[:: max(1, len(plan.grains) // 40)]
@@ -54,7 +59,9 @@ def test_least_macs_is_the_image_in_one_piece():
     tight = plan_image(predictor.tree, (420, 610), workers=1, memory_budget=27 * MIB, precision="fp32")
     roomy = plan_image(predictor.tree, (420, 610), workers=1, memory_budget=999 * MIB, precision="fp32")
     assert tight.macs > tight.least_macs == roomy.least_macs == roomy.macs
-    assert roomy.macs == sum(counted(predictor, roomy, grain, random_image(420, 610)) for grain in roomy.grains)
+    assert roomy.macs == sum(
+        counted(predictor, roomy, grain, random_image(420, 610)) for grain in roomy.grains
+    )
 
 
 def test_macs_per_element():

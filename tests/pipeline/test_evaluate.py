@@ -109,9 +109,7 @@ def test_folders_without_files_are_named(tmp_path, folders):
     pred, gt, _ = folders
     with pytest.raises(FilesError, match="nowhere: no such folder"):
         evaluate(tmp_path / "nowhere", gt, dataset("scenes"))
-    with pytest.raises(
-        FilesError, match=r"gt: no labels of cityscapes; they are named \*_gtFine_labelIds"
-    ):
+    with pytest.raises(FilesError, match=r"gt: no labels of cityscapes; they are named \*_gtFine_labelIds"):
         evaluate(pred, gt, dataset("cityscapes"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FilesError, match="empty: no predictions; they are class-id PNG files"):
@@ -121,7 +119,5 @@ def test_folders_without_files_are_named(tmp_path, folders):
 def test_two_predictions_for_one_frame(tmp_path):
     for name in ("x", "x_leftImg8bit"):
         write_png(tmp_path / f"pred/{name}.png", np.zeros((1, 1), np.uint8))
-    with pytest.raises(
-        FilesError, match=r"two predictions for one frame:\n.*x\.png\n.*x_leftImg8bit\.png"
-    ):
+    with pytest.raises(FilesError, match=r"two predictions for one frame:\n.*x\.png\n.*x_leftImg8bit\.png"):
         evaluate(tmp_path / "pred", tmp_path, dataset("cityscapes"))

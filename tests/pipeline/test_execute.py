@@ -34,7 +34,10 @@ def make(name):
 
 @pytest.fixture(
     scope="module",
-    params=[*EXAMPLES.items(), *(pytest.param((n, 20 * e), marks=pytest.mark.slow) for n, e in EXAMPLES.items())],
+    params=[
+        *EXAMPLES.items(),
+        *(pytest.param((n, 20 * e), marks=pytest.mark.slow) for n, e in EXAMPLES.items()),
+    ],
     ids=lambda case: f"{case[0]}-{case[1]}",
 )
 def case(request):
@@ -78,7 +81,9 @@ def schedules(draw, tree, dense):
     """Any tiles, fan-outs and strips, also those that no budget would lead to; grains cut at any level."""
     size = draw(sizes)
     tiles = tile_grid(size, draw(st.integers(8, 97)), tree.stride)
-    fanouts = tuple(draw(st.integers(1, rows * columns)) for rows, columns in (lv.window for lv in tree.levels))
+    fanouts = tuple(
+        draw(st.integers(1, rows * columns)) for rows, columns in (lv.window for lv in tree.levels)
+    )
     strips = tuple(draw(st.sampled_from([1, 2, 3, 7])) for _ in tree.levels)
     schedule = Schedule(size, "fp32", dense, tiles, fanouts if dense else (1,) * len(fanouts), strips, 0)
     level = draw(st.integers(-1, len(tree.levels) - 1)) if dense else -1
@@ -112,7 +117,8 @@ def test_tight_budgets_on_an_image_of_several_tiles(name):
     planned = {"workers": 3, "precision": "fp32", "dense": predictor.dense}
     least = least_budget(predictor.tree, (330, 600), **planned)
     plans = [
-        plan_image(predictor.tree, (330, 600), memory_budget=least + above, **planned) for above in (0, MIB, 64 * MIB)
+        plan_image(predictor.tree, (330, 600), memory_budget=least + above, **planned)
+        for above in (0, MIB, 64 * MIB)
     ]
     assert len({plan.schedule for plan in plans}) == 3
     assert max(plans[0].schedule.strips) > 1
@@ -132,7 +138,12 @@ def test_bytes_do_not_depend_on_workers_or_order(name, budget, precision):
     cuts, results = set(), set()
     for workers in (1, 2, 3, 16, 50, 300):
         plan = plan_image(
-            predictor.tree, size, workers=workers, memory_budget=budget, precision=precision, dense=predictor.dense
+            predictor.tree,
+            size,
+            workers=workers,
+            memory_budget=budget,
+            precision=precision,
+            dense=predictor.dense,
         )
         if plan.grains in cuts:
             continue

@@ -2,13 +2,12 @@
 
 import json
 import time
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest import approx
 
 from fullres.models.catalogue import build
 from fullres.models.geometry import Span
@@ -18,7 +17,9 @@ from tests.networks import narrow, vgg
 from tests.pipeline.budgets import fits, least_said
 
 MIB = 1 << 20
-TREES = {name: tree_of(narrow(name)) for name in ("smp18", "smp101", "fcn32s18", "fcn8s18")} | {"vgg": tree_of(vgg())}
+TREES = {name: tree_of(narrow(name)) for name in ("smp18", "smp101", "fcn32s18", "fcn8s18")} | {
+    "vgg": tree_of(vgg())
+}
 
 
 def plan_of(name, size, workers=1, budget=4096 * MIB, precision="fp32", **more):
@@ -33,7 +34,10 @@ sides = st.one_of(st.integers(1, 97), st.integers(98, 1500))
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(sorted(TREES)), st.tuples(sides, sides), st.integers(1, 300), st.sampled_from([60, 100, 4096])
+    st.sampled_from(sorted(TREES)),
+    st.tuples(sides, sides),
+    st.integers(1, 300),
+    st.sampled_from([60, 100, 4096]),
 )
 def test_grains_cover_every_pixel_once(name, size, workers, budget):
     plan = plan_of(name, size, workers, budget * MIB)
@@ -59,7 +63,7 @@ def test_tile_grid_covers_the_image(size, side, stride):
         cuts = sorted(spans)
         assert cuts[0].start == 0
         assert cuts[-1].stop == length
-        assert all(a.stop == b.start for a, b in zip(cuts, cuts[1:], strict=False))
+        assert all(a.stop == b.start for a, b in pairwise(cuts))
         assert all(span.start % stride == 0 and span.length > 0 for span in cuts)
 
 
@@ -75,7 +79,9 @@ def test_least_budget_said_works_and_less_does_not(name, size, scores):
 
 
 def test_budget_error_names_budget_and_image():
-    with pytest.raises(BudgetError, match=r"memory budget is 8 MiB: at least \d+ MiB needed for 1920x1080 pixels"):
+    with pytest.raises(
+        BudgetError, match=r"memory budget is 8 MiB: at least \d+ MiB needed for 1920x1080 pixels"
+    ):
         plan_of("smp18", (1080, 1920), budget=8 * MIB)
 
 
@@ -141,9 +147,13 @@ def test_16_64_and_256_workers_at_street_size():
     ]
     assert time.process_time() - start < 10
     assert [len(plan.grains) for plan in plans] == [16, 64, 256]
-    assert [plan.macs / plan.least_macs for plan in plans] == [1, approx(1.04, abs=0.01), approx(1.35, abs=0.01)]
+    assert [plan.macs / plan.least_macs for plan in plans] == [
+        1,
+        pytest.approx(1.04, abs=0.01),
+        pytest.approx(1.35, abs=0.01),
+    ]
     efficiency = [plan.efficiency(len(plan.grains)) for plan in plans]
-    assert efficiency == [1, approx(1 / 1.04, abs=0.01), approx(1 / 1.35, abs=0.01)]
+    assert efficiency == [1, pytest.approx(1 / 1.04, abs=0.01), pytest.approx(1 / 1.35, abs=0.01)]
 
 
 def test_fcn_is_one_grain_a_tile():

@@ -7,7 +7,6 @@ import pytest
 
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.datasets.pairs import FilesError
-from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.evaluate import evaluate
 from fullres.pipeline.images import read_image, write_png
 from fullres.pipeline.report import CROP, Prediction, busiest_crop, write_report
@@ -94,10 +93,10 @@ def test_names_are_escaped(folders):
 
 def test_missing_prediction_or_image_writes_no_page(folders):
     (folders / "bad/a.png").unlink()
-    with pytest.raises(FilesError, match="a.png: no prediction"):
+    with pytest.raises(FilesError, match=r"a\.png: no prediction"):
         write(folders, FCN="bad")
     (folders / "images/a.png").unlink()
-    with pytest.raises(FilesError, match="a.png: no image"):
+    with pytest.raises(FilesError, match=r"a\.png: no image"):
         write(folders, SMP="good")
     assert not (folders / "out/index.html").exists()
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.scenes.canvas import (
     BICYCLE,
     BUS,
@@ -22,7 +23,6 @@ from fullres.pipeline.scenes.canvas import (
     WALL,
 )
 from fullres.pipeline.scenes.plan import Thing, far_to_near
-from fullres.pipeline.scenes import render_scene
 
 CLASSES = 19
 

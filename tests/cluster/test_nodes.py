@@ -1,0 +1,60 @@
+"""Nodes that come and go: several Ray nodes on this machine."""
+
+import logging
+import os
+import threading
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from fullres.cluster.coordinator import Coordinator
+from tests.cluster.streams import MIB, assert_same_bytes, images_of, in_process, options, run
+from tests.networks import narrow
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cluster():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 * MIB})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_joins_and_is_lost(cluster):
+    network = narrow("smp18")
+    images = images_of([(192, 256)] * 24)
+    running = Coordinator(network, options(None))
+    assert len(running.status.workers) == 1
+    node = None
+    joined, gone = threading.Event(), threading.Event()
+
+    def report(status):
+        nonlocal node
+        if node is None and status.grains_done:
+            node = cluster.add_node(num_cpus=2, object_store_memory=128 * MIB)
+        added = [w for w in status.workers if w.info is not None and node and w.info.node == node.node_id]
+        if len(added) == 2:
+            joined.set()
+        if not gone.is_set() and sum(w.grains for w in added) > 40 and any(w.held for w in added):
+            cluster.remove_node(node, allow_graceful=False)
+            gone.set()
+
+    # no more than four images are begun before the first is written
+    results = run(running, images, report, before_write=lambda: joined.wait(60))
+    assert_same_bytes(results, in_process(network, images))
+    assert gone.is_set()
+    status = running.status
+    assert status.done == 24
+    assert status.grains_rerun >= 1
+    assert status.grains_done == 24 * 16
+    assert sorted(w.info is not None for w in status.workers) == [False, False, True]
+    assert all(w.grains for w in status.workers)
+    # either node gets an image once, however many of its grains it works on
+    assert status.image_bytes < status.bytes_out <= 2 * status.image_bytes
+    running.close()
