@@ -4,6 +4,7 @@ import enum
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,6 +136,13 @@ def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     return known
 
 
+def _check_listening(address: str) -> None:
+    """Raise OSError where nobody listens at 'host:port': Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
 @contextmanager
 def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
     """Connect to a cluster; without an address start one here, with at least `cpus` workers' worth of
@@ -149,8 +157,9 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
                 log_to_driver=False, logging_level=logging.ERROR, object_store_memory=2 << 30,
             )  # fmt: skip
         else:
+            _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:
         where = address or os.environ.get("RAY_ADDRESS")
         fail(f"--address: no Ray cluster at '{where}' ({str(error).splitlines()[0]})")
     try:

@@ -82,7 +82,7 @@ class ImageSource:
         (top, bottom), (left, right) = region
         y, x = self.origin
         part = np.ascontiguousarray(self.window[top - y : bottom - y, left - x : right - x])
-        return normalise(torch.from_numpy(part[None]).to(self.device), self.dtype)
+        return normalise(torch.from_numpy(part).to(self.device)[None], self.dtype)
 
 
 def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise, product
-from math import prod
+from math import ceil, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -189,10 +189,15 @@ class _Scheduler:
             side = max(SMALLEST_TILE, int(side / 1.25))
 
     def _least(self) -> int:
-        tiles = tile_grid(self.size, SMALLEST_TILE, self.tree.stride)
-        most = tuple(max(1, t) for t in (64,) * len(self.tree.levels))
-        peak = self._peak(self._largest(tiles), (1,) * len(self.tree.levels), most)
-        return int(peak / USABLE) + RESERVE + (1 << 20)
+        """The least budget that some grid of tiles fits, rounded up to whole mebibytes."""
+        usable = min(self._least_peak(self._largest(tiles)) for tiles in self._grids())
+        return -(-(ceil((usable + 1) / USABLE) + RESERVE) // (1 << 20)) << 20
+
+    def _least_peak(self, tile: Region) -> int:
+        fanouts, strips = (1,) * len(self.tree.levels), ()
+        for _ in self.tree.levels:
+            strips = min(((*strips, m) for m in _STRIPS), key=lambda s: self._peak(tile, fanouts, s))
+        return self._peak(tile, fanouts, strips)
 
     def _largest(self, tiles: tuple[Region, ...]) -> Region:
         return max(

@@ -26,24 +26,14 @@ def with_statistics(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.0)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
     return network.eval()
 
 
-class AnyNetwork(SMP):
-    """A network that is not in the catalogue, at full resolution."""
-
-    def __init__(self, network: nn.Module) -> None:
-        nn.Module.__init__(self)
-        self.network = network
-
-    def full_resolution(self) -> FullResolution:
-        return split_merge(self.network)
-
-
-def vgg(classes: int = CLASSES) -> AnyNetwork:
-    """Convolutions at every output stride from 1 to 16, max pools between them."""
+def vgg(classes: int = CLASSES) -> FullResolution:
+    """A network outside the catalogue: convolutions at every output stride from 1 to 16, max pools between."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     before = 3
@@ -51,7 +41,8 @@ def vgg(classes: int = CLASSES) -> AnyNetwork:
         layers += [nn.Conv2d(before, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         before = channels
-    return AnyNetwork(with_statistics(nn.Sequential(*layers, nn.Conv2d(before, classes, 3, padding=1))))
+    network = nn.Sequential(*layers, nn.Conv2d(before, classes, 3, padding=1))
+    return split_merge(with_statistics(network))
 
 
 def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster.coordinator import Coordinator, Options, Status, Task
-from fullres.jobs.bench.variants import network_of
+from fullres.jobs.bench.variants import describe, network_of
 from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
@@ -23,7 +23,9 @@ from fullres.pipeline.scenes import render_scene
 
 def scaling(
     model: Annotated[str, typer.Option(help="An SMP network.")] = "smp18",
-    width: Annotated[float, typer.Option(help="Channels, as a share of the full network's.")] = 0.25,
+    width: Annotated[
+        float | None, typer.Option(help="Random weights of this width instead of the shipped ones.")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Length of the stream.")] = 4,
     height: Annotated[int, typer.Option()] = 1024,
     scene_width: Annotated[int, typer.Option()] = 2048,
@@ -39,8 +41,7 @@ def scaling(
     """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not
     counted."""
     counts = [int(n) for n in workers.split(",")]
-    request = {"model": model, "width": width}
-    network = network_of(request)
+    network = network_of(model, width)
     chosen: Precision = "bf16" if precision == "bf16" else "fp32"
     rates: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
     with tempfile.TemporaryDirectory() as name, ray_cluster(address, max(counts)):
@@ -55,7 +56,8 @@ def scaling(
                 rates[count].append(_measure(Coordinator(network, options), tasks, folder / "out"))
     result = _compare(rates, counts)
     _show(
-        result, f"{images} images {scene_width}x{height}, {model} width {width}, {chosen}, {rounds} round(s)"
+        result,
+        f"{images} images {scene_width}x{height}, {model} {describe(width)}, {chosen}, {rounds} round(s)",
     )
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": rates}, indent=2).encode())

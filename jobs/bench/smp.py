@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullres.jobs.bench.variants import describe
 from fullres.jobs.common import console, parse_bytes
 from fullres.pipeline.images import read_image, write_bytes_atomically
 from fullres.pipeline.scenes import render_scene
@@ -29,7 +30,9 @@ _ROWS: list[tuple[str, str, dict[str, Any]]] = [
 
 def smp(
     model: Annotated[str, typer.Option(help="An SMP network.")] = "smp18",
-    width: Annotated[float, typer.Option(help="Channels, as a share of the full network's.")] = 0.25,
+    width: Annotated[
+        float | None, typer.Option(help="Random weights of this width instead of the shipped ones.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="A rendered street scene by default.")] = None,
     height: Annotated[int, typer.Option(help="Of the rendered scene.")] = 1024,
     scene_width: Annotated[int, typer.Option(help="Of the rendered scene.")] = 2048,
@@ -70,7 +73,7 @@ def smp(
     result = {name: _row(name, runs, differing) for name in runs}
     _show(
         result,
-        f"{model} width {width}, {pixels.shape[1]}x{pixels.shape[0]}, {precision}, "
+        f"{model} {describe(width)}, {pixels.shape[1]}x{pixels.shape[0]}, {precision}, "
         f"{threads} thread(s), {rounds} round(s)",
     )
     if json_out:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from fullres.cluster.workers import peak_resident_bytes, resident_bytes
 from fullres.jobs.bench.dilated import Dilated
+from fullres.jobs.common import shipped_weights
 from fullres.models.catalogue import build
 from fullres.models.smp import SMP
+from fullres.models.weights import load_network
 from fullres.pipeline.execute import DTYPES, Predictor, predict_image
 from fullres.pipeline.plan import plan_image
 from fullres.pipeline.transforms import normalise
@@ -27,22 +29,31 @@ from fullres.pipeline.transforms import normalise
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def network_of(request: dict[str, Any]) -> SMP:
-    """A network with random weights and batch norm statistics of a trained one's scale, the same in every
-    process."""
-    torch.manual_seed(0)
-    network = build(request["model"], 19, request["width"])
+def network_of(model: str, width: float | None) -> SMP:
+    """The shipped network or, with a width, one of that width with random weights and batch norm statistics of a
+    trained one's scale, the same in every process."""
+    if width is None:
+        network, _ = load_network(model, shipped_weights(model))
+    else:
+        torch.manual_seed(0)
+        network = build(model, 19, width)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     assert isinstance(network, SMP)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     return network.eval()
+
+
+def describe(width: float | None) -> str:
+    return "as shipped" if width is None else f"width {width:g}, random weights"
 
 
 def split_merge(request: dict[str, Any]) -> Run:
     """This project, one worker."""
-    predictor = Predictor(network_of(request), torch.device("cpu"), request["precision"])
+    predictor = Predictor(
+        network_of(request["model"], request["width"]), torch.device("cpu"), request["precision"]
+    )
 
     def run(image: np.ndarray) -> np.ndarray:
         size = (image.shape[0], image.shape[1])
@@ -61,7 +72,7 @@ def split_merge(request: dict[str, Any]) -> Run:
 def _fused_dilated(request: dict[str, Any]) -> nn.Module:
     from torch.fx.experimental.optimization import fuse  # conv + batch norm, as fair as it gets
 
-    network = fuse(Dilated(network_of(request)).eval())
+    network = fuse(Dilated(network_of(request["model"], request["width"])).eval())
     return network.to(DTYPES[request["precision"]], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -53,6 +53,7 @@ def test_grains_cover_every_pixel_once(name, size, workers, budget):
     assert plan.macs >= plan.least_macs
 
 
+@settings(deadline=None)
 @given(st.tuples(sides, sides), st.integers(1, 1500), st.sampled_from([1, 16, 32]))
 def test_tile_grid_covers_the_image(size, side, stride):
     tiles = tile_grid(size, side, (stride, stride))

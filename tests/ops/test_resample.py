@@ -1,0 +1,54 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullres.ops.resample import bilinear_reads, bilinear_window
+
+torch.set_num_threads(1)
+
+
+@st.composite
+def axes(draw):
+    """Input length, output length and a window of the output."""
+    out_length = draw(st.integers(1, 90))
+    start = draw(st.integers(0, out_length - 1))
+    return draw(st.integers(1, 40)), out_length, (start, draw(st.integers(start + 1, out_length)))
+
+
+@settings(deadline=None)
+@given(axes(), axes())
+def test_a_window_of_what_torch_interpolates(rows, columns):
+    in_size, out_size, (row_window, column_window) = zip(rows, columns, strict=True)
+    whole = torch.randn(2, 3, *in_size, dtype=torch.float64)
+    expected = F.interpolate(whole, out_size, mode="bilinear", align_corners=False)
+    # It gets only what `bilinear_reads` says.
+    (top, bottom), (left, right) = (
+        bilinear_reads(*window, n, m) for n, m, window in (rows, columns)
+    )
+    window = bilinear_window(
+        whole[..., top:bottom, left:right], (top, left), in_size, out_size, row_window, column_window
+    )
+    torch.testing.assert_close(
+        window, expected[..., slice(*row_window), slice(*column_window)], rtol=0, atol=1e-12
+    )
+
+
+@settings(deadline=None)
+@given(axes())
+def test_reads_no_more_than_it_needs(axis):
+    in_length, out_length, window = axis
+    start, stop = bilinear_reads(*window, in_length, out_length)
+    assert 0 <= start < stop <= in_length
+    ratio = in_length / out_length
+    assert stop - start <= (window[1] - window[0] - 1) * ratio + 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeps_the_type(dtype):
+    whole = torch.randn(1, 2, 6, 9).to(dtype)
+    window = bilinear_window(whole, (0, 0), (6, 9), (48, 72), (5, 44), (0, 72))
+    expected = F.interpolate(whole.float(), (48, 72), mode="bilinear", align_corners=False)[:, :, 5:44]
+    assert window.dtype == dtype
+    torch.testing.assert_close(window.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
