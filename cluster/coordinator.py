@@ -20,7 +20,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from fullres.cluster.workers import Device, Done, WorkerInfo, places, start_worker
+from fullres.cluster.workers import Device, Done, WorkerInfo, WorkerRestarted, places, start_worker
 from fullres.models.catalogue import Network
 from fullres.models.split_merge import FullResolution, Pair
 from fullres.pipeline.execute import place, tile_window, tree_of
@@ -31,6 +31,7 @@ from fullres.pipeline.plan import BudgetError, Grain, Plan, Precision, plan_imag
 _HELD = 2
 # A grain that so many workers died of is the cause, not the victim.
 _ATTEMPTS = 10
+_RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked again
 _CLUSTER_POLL = 5.0  # seconds between looks for new nodes
 
 
@@ -132,6 +133,7 @@ class Coordinator:
         self.queue: deque[_Work] = deque()
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
         self.pings: dict[Any, WorkerState] = {}
+        self.restarting: deque[tuple[float, WorkerState]] = deque()
         self.polled = time.monotonic()
         for _ in range(options.workers or max(1, places(options.device))):
             self._add_worker()
@@ -183,10 +185,11 @@ class Coordinator:
 
     def wait_for_workers(self) -> None:
         """Until every worker has loaded the network."""
-        while self.pings:
-            ready, _ = ray.wait(list(self.pings), num_returns=1)
+        while self.pings or self.restarting:
+            ready, _ = ray.wait(list(self.pings), num_returns=1, timeout=0.1) if self.pings else ([], [])
             for reference in ready:
                 self._welcome(reference)
+            self._watch()
 
     def close(self) -> None:
         """End the workers; their places are free for others."""
@@ -263,7 +266,9 @@ class Coordinator:
             try:
                 done: Done = ray.get(reference)
             except RayTaskError as error:
-                if not work.job.failed:
+                if isinstance(error.cause, WorkerRestarted):
+                    self._lost(worker, work)
+                elif not work.job.failed:
                     work.job.failed = True
                     self.status.in_flight -= 1
                     self._fail(work.job.task, f"grain {work.grain.index}: {str(error.cause).splitlines()[0]}")
@@ -304,15 +309,14 @@ class Coordinator:
             self._ping(worker)
 
     def _add_worker(self) -> None:
-        worker = WorkerState(
-            f"w{len(self.status.workers)}",
-            start_worker(self.network, self.options.precision, self.options.device),
-        )
+        handle = start_worker(self.options.precision, self.options.device)
+        worker = WorkerState(f"w{len(self.status.workers)}", handle)
         self.status.workers.append(worker)
         self._ping(worker)
 
     def _ping(self, worker: WorkerState) -> None:
-        self.pings[worker.handle.info.remote()] = worker
+        """Have it load the network; it is ready when it has."""
+        self.pings[worker.handle.load.remote(self.network)] = worker
 
     def _welcome(self, reference: Any) -> None:
         """A worker is there (again), or will never be."""
@@ -320,15 +324,19 @@ class Coordinator:
         try:
             worker.info = ray.get(reference)
             worker.started = worker.started or time.monotonic()
-        except ActorUnavailableError:
-            self._ping(worker)
+        except ActorUnavailableError:  # being restarted; it answers so at once
+            self.restarting.append((time.monotonic() + _RESTART_POLL, worker))
         except RayActorError as error:
             self.status.workers.remove(worker)
             if not self.status.workers:
                 raise WorkersLost(f"no worker could be started: {error}") from error
+        except RayTaskError as error:
+            raise WorkersLost(f"a worker cannot load the network: {error.cause}") from error
 
     def _watch(self) -> None:
-        """Workers for nodes that have joined."""
+        """Ask again for workers that restart; add workers for nodes that have joined."""
+        while self.restarting and self.restarting[0][0] < time.monotonic():
+            self._ping(self.restarting.popleft()[1])
         if self.options.workers is not None or time.monotonic() - self.polled < _CLUSTER_POLL:
             return
         self.polled = time.monotonic()

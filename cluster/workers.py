@@ -17,6 +17,10 @@ from fullres.pipeline.plan import Grain, Precision, Schedule
 
 Device = Literal["cpu", "cuda"]
 
+# glibc gives large tensors back as soon as they are freed; its default, which learns from what was freed, lets a
+# worker's memory grow to twice what is in use. Huge pages make up for the time that costs.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 @dataclass(frozen=True)
 class WorkerInfo:
@@ -39,27 +43,38 @@ class Done:
     peak_bytes: int
 
 
+class WorkerRestarted(RuntimeError):
+    """A grain reached a worker that Ray has restarted and that has no network yet."""
+
+
 class Worker:
     """One device. On a CPU one thread: workers, not threads, are what uses the cores, and a grain's bytes do
     not depend on how many there are."""
 
-    def __init__(self, network: list[Any], precision: Precision, device: Device) -> None:
+    def __init__(self, precision: Precision, device: Device) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device(device)
-        loaded: Network | FullResolution = ray.get(network[0])
-        self.predictor = Predictor(loaded, self.device, precision)
-        del loaded
-        self.baseline = (
-            torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
-        )
+        self.device, self.precision = torch.device(device), precision
+        self.predictor: Predictor | None = None
+        self.baseline = 0
 
-    def info(self) -> WorkerInfo:
-        """Answers once the network is loaded."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+    def load(self, network: Network | FullResolution) -> WorkerInfo:
+        """Make the network ready, and say where this is. Once after each start."""
+        self.predictor = Predictor(network, self.device, self.precision)
+        del network
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+            self.baseline = torch.cuda.memory_allocated(self.device)
+        else:
+            name = "CPU"
+            self.baseline = resident_bytes()
+            forget_peak()
         node = ray.get_runtime_context().get_node_id()
         return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
 
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool) -> Done:
+        """One grain. Raises WorkerRestarted before `load`."""
+        if self.predictor is None:
+            raise WorkerRestarted
         start = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -77,8 +92,13 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most that this process has had resident since it began."""
+    """The most that this process has had resident since it began, or since `forget_peak`."""
     return _status("VmHWM")
+
+
+def forget_peak() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets VmHWM
 
 
 def _status(field: str) -> int:
@@ -97,14 +117,11 @@ def places(device: Device) -> int:
     return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
 
 
-def start_worker(network: Any, precision: Precision, device: Device) -> Any:
+def start_worker(precision: Precision, device: Device) -> Any:
     """An actor handle. Ray restarts the process when it dies, on another node if it must; whoever waits for a
-    grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else.
-
-    network: a reference to it in the object store, which the caller keeps for as long as workers may restart.
-    """
+    grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network before
+    `load`, after a restart neither."""
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
+    options["runtime_env"] = {"env_vars": ALLOCATOR}
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)
-    return actor.remote(
-        [network], precision, device
-    )  # in a list: fetched by the worker itself, at each start
+    return actor.remote(precision, device)

@@ -30,7 +30,7 @@ from fullres.pipeline.transforms import normalise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements (classes x pixels) interpolated to full resolution at a time.
-_INTERPOLATED = 4 << 20
+_INTERPOLATED = 1 << 19
 
 
 class _Scores(nn.Module):

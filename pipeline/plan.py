@@ -41,8 +41,8 @@ ITEMSIZE: dict[str, int] = {"fp32": 4, "bf16": 2}
 BATCH_ELEMENTS = {"cpu": 2048, "cuda": 16384}
 # Tiles are not cut smaller than this: the halo of a deep network would be most of the work.
 SMALLEST_TILE = 256
-# Kept free of a budget: libraries' scratch space and what an allocator loses.
-RESERVE, USABLE = 24 << 20, 0.9
+# Kept free of a budget: libraries' scratch space and what an allocator loses (measured: up to 63 MiB).
+RESERVE, USABLE = 64 << 20, 0.95
 
 
 @dataclass(frozen=True)

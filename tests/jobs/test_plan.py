@@ -44,7 +44,7 @@ def test_prints_tree_grains_and_efficiency_for_workers_that_are_not_there():
     [
         ("2048x1024", "--workers", 64),
         ("150x97", "--workers", 300),
-        ("700x600", "--memory-budget", "40MiB", "--workers", 3, "--precision", "fp32"),
+        ("700x600", "--memory-budget", "80MiB", "--workers", 3, "--precision", "fp32"),
         ("640x480", "--model", "fcn8s18"),
         ("3000x2000", "--model", "fcn32s50", "--memory-budget", "128MiB"),
     ],

@@ -1,6 +1,6 @@
 """How much memory grains of a plan take at most, measured in a process of its own. Prints JSON.
 
-python -m tests.pipeline.peak_memory '{"model": "smp18", "width": 0.25, "size": [3000, 3000], ...}'
+python -m tests.cluster.peak_memory '{"model": "smp18", "width": 0.25, "size": [3000, 3000], ...}'
 """
 
 import json
