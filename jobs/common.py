@@ -29,7 +29,7 @@ from fullres.pipeline.plan import BudgetError, Precision
 console = Console(stderr=True)
 
 USER_ERRORS = (
-    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
+    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost, OSError,
 )  # fmt: skip
 
 _UNITS = {

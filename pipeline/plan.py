@@ -194,7 +194,8 @@ class _Scheduler:
         return -(-(ceil((usable + 1) / USABLE) + RESERVE) // (1 << 20)) << 20
 
     def _least_peak(self, tile: Region) -> int:
-        fanouts, strips = (1,) * len(self.tree.levels), ()
+        fanouts: tuple[int, ...] = (1,) * len(self.tree.levels)
+        strips: tuple[int, ...] = ()
         for _ in self.tree.levels:
             strips = min(((*strips, m) for m in _STRIPS), key=lambda s: self._peak(tile, fanouts, s))
         return self._peak(tile, fanouts, strips)
