@@ -17,8 +17,8 @@ from fullres.pipeline.plan import Grain, Precision, Schedule
 
 Device = Literal["cpu", "cuda"]
 
-# glibc gives large tensors back as soon as they are freed; its default, which learns from what was freed, lets a
-# worker's memory grow to twice what is in use. Huge pages make up for the time that costs.
+# glibc gives large tensors back as soon as they are freed; its default, which learns from what was freed, lets
+# a worker's memory grow to twice what is in use. Huge pages make up for the time that costs.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -119,8 +119,8 @@ def places(device: Device) -> int:
 
 def start_worker(precision: Precision, device: Device) -> Any:
     """An actor handle. Ray restarts the process when it dies, on another node if it must; whoever waits for a
-    grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network before
-    `load`, after a restart neither."""
+    grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network
+    before `load`, after a restart neither."""
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
     options["runtime_env"] = {"env_vars": ALLOCATOR}
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)

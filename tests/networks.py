@@ -33,7 +33,7 @@ def with_statistics(network: nn.Module) -> nn.Module:
 
 
 def vgg(classes: int = CLASSES) -> FullResolution:
-    """A network outside the catalogue: convolutions at every output stride from 1 to 16, max pools between."""
+    """A network outside the catalogue: convolutions at output strides 1 to 16, max pools between."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     before = 3

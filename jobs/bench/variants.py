@@ -30,8 +30,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def network_of(model: str, width: float | None) -> SMP:
-    """The shipped network or, with a width, one of that width with random weights and batch norm statistics of a
-    trained one's scale, the same in every process."""
+    """The shipped network or, with a width, one of that width with random weights and batch norm statistics
+    of a trained one's scale, the same in every process."""
     if width is None:
         network, _ = load_network(model, shipped_weights(model))
     else:

@@ -17,7 +17,9 @@ MIXED_SIZES = [(64, 96), (1, 1), (97, 61), (64, 96), (33, 7), (130, 70)]
 
 
 def options(workers: int | None, **more) -> Options:
-    return Options(**({"precision": "fp32", "memory_budget": BUDGET, "workers": workers, "device": "cpu"} | more))
+    return Options(
+        **({"precision": "fp32", "memory_budget": BUDGET, "workers": workers, "device": "cpu"} | more)
+    )
 
 
 def images_of(sizes) -> dict[str, np.ndarray]:
@@ -35,7 +37,8 @@ def in_process(network, images, scores=False) -> dict[str, np.ndarray]:
         for size in {image.shape[:2] for image in images.values()}
     }  # fmt: skip
     return {
-        name: predict_image(predictor, plans[image.shape[:2]], image, scores) for name, image in images.items()
+        name: predict_image(predictor, plans[image.shape[:2]], image, scores)
+        for name, image in images.items()
     }
 
 

@@ -12,7 +12,16 @@ import torch
 from fullres.cluster import coordinator, workers
 from fullres.cluster.coordinator import Coordinator, WorkersLost
 from fullres.pipeline.images import ImageError
-from tests.cluster.streams import BUDGET, MIB, MIXED_SIZES, assert_same_bytes, images_of, in_process, options, run
+from tests.cluster.streams import (
+    BUDGET,
+    MIB,
+    MIXED_SIZES,
+    assert_same_bytes,
+    images_of,
+    in_process,
+    options,
+    run,
+)
 from tests.networks import narrow, random_image
 from tests.pipeline.budgets import least_said
 
@@ -23,8 +32,8 @@ torch.set_num_threads(1)
 def cluster():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
-        address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-        object_store_memory=256 * MIB,
+        address="local", num_cpus=6, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=256 * MIB,
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -143,9 +152,8 @@ def test_a_grain_that_kills_whoever_takes_it(network, monkeypatch):
             os.kill(os.getpid(), 9)
 
     monkeypatch.setattr(workers, "Worker", Mortal)
-    with pytest.raises(WorkersLost, match="00.png: 2 workers died of grain 0"):
+    with pytest.raises(WorkersLost, match=r"00.png: 2 workers died of grain 0"):
         once(network, options(2), images_of([(64, 96)]))
-
 
 
 def test_unreadable_image_among_others(network, three):
@@ -162,16 +170,14 @@ def test_unreadable_image_among_others(network, three):
     assert_same_bytes(results, expected)
     assert three.status.failures == {"01.png": "01.png: PNG file of 7 bytes is cut short or damaged"}
     assert three.status.in_flight == 0
-    with pytest.raises(ImageError, match="01.png: PNG file of 7 bytes"):
+    with pytest.raises(ImageError, match=r"01.png: PNG file of 7 bytes"):
         once(network, options(1, strict=True), images, read=read)
 
 
 def test_image_that_no_plan_fits(network):
     images = images_of([(40, 50)]) | {"large.png": random_image(900, 1200)}
     tree = network.full_resolution()
-    small, large = (
-        least_said(tree, size, workers=1, precision="fp32") for size in ((40, 50), (900, 1200))
-    )
+    small, large = (least_said(tree, size, workers=1, precision="fp32") for size in ((40, 50), (900, 1200)))
     assert small < large <= BUDGET
     results, status = once(network, options(1, memory_budget=small), images)
     assert results.keys() == {"00.png"}

@@ -2,30 +2,39 @@
 
 import json
 import os
+import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from fullres.models.weights import WeightsInfo, save_weights
+from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.images import read_labels, write_png
+from tests.cluster.streams import in_process
 from tests.networks import narrow, random_image
+
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Below those that the kernel gives out by itself, so that nobody else gets one before it is used."""
+    free: list[int] = []
+    while len(free) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if port not in free and probe.connect_ex(("127.0.0.1", port)) != 0:
+                free.append(port)
+    return free
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,11 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # the build leaves traces in the tree it builds
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.splitlines()
     for name in tracked:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
@@ -49,19 +62,59 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture
 def head(tmp_path):
-    """The addresses of a real head's job server and of its control service; its session ends with the test."""
+    """Where a head of its own takes jobs. It and all that it started end with the test."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie in it: their paths must be short
     gcs, dashboard, *agents = free_ports(5)
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": ""}
     command = [
-        RAY, "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1", "--num-cpus=3",
-        f"--dashboard-port={dashboard}", "--object-store-memory=134217728", f"--temp-dir={short(tmp_path)}",
+        RAY, "start", "--head", "--block", f"--port={gcs}", "--dashboard-host=127.0.0.1", "--num-cpus=2",
+        f"--dashboard-port={dashboard}", f"--object-store-memory={128 << 20}", f"--temp-dir={folder}",
         f"--dashboard-agent-listen-port={agents[0]}", f"--dashboard-agent-grpc-port={agents[1]}",
         f"--runtime-env-agent-port={agents[2]}",
     ]  # fmt: skip
-    log = (tmp_path / "head.log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    yield f"http://127.0.0.1:{dashboard}"
-    process.send_signal(signal.SIGTERM)  # ends what it started
-    process.wait(60)
-    log.close()
-    shutil.rmtree(short(tmp_path), ignore_errors=True)
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+        "RAY_USAGE_STATS_ENABLED": "0"
+    }
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            process.terminate()  # ends what it started
+            process.wait(60)
+            shutil.rmtree(folder)
+
+
+def client_of(address: str) -> JobSubmissionClient:
+    """Once the head takes jobs."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except ConnectionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
+    save_weights(
+        narrow("smp18", 1 / 16, 11), tmp_path / "w.safetensors", WeightsInfo("smp18", 1 / 16, 11, "camvid")
+    )
+    image = random_image(360, 480)
+    write_png(tmp_path / "frame.png", image)
+    client = client_of(head)
+    job = client.submit_job(
+        entrypoint=f"python -m fullres.jobs.cli predict {tmp_path}/frame.png"
+        f" --weights {tmp_path}/w.safetensors --precision fp32 --workers 2 --out {tmp_path}/out",
+        runtime_env={"py_modules": [str(wheel)]},
+    )
+    deadline = time.monotonic() + 120
+    while not (status := client.get_job_status(job)).is_terminal():
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.2)
+    logs = client.get_job_logs(job)
+    assert status == JobStatus.SUCCEEDED, logs
+    assert "1 image labelled" in logs
+    told = json.loads((tmp_path / "out/summary.json").read_text())
+    assert len(told["workers"]) == 2
+    expected = in_process(load_network("smp18", tmp_path / "w.safetensors")[0], {"frame": image})["frame"]
+    assert (read_labels(tmp_path / "out/frame.png") == expected).all()

@@ -43,9 +43,7 @@ def cluster():
 
 
 def saved(path, name="smp18", classes=11, known="camvid", dtype=torch.float32):
-    save_weights(
-        narrow(name, 1 / 16, classes), path, WeightsInfo(name, 1 / 16, classes, known), dtype
-    )
+    save_weights(narrow(name, 1 / 16, classes), path, WeightsInfo(name, 1 / 16, classes, known), dtype)
     return path
 
 
@@ -70,7 +68,11 @@ def predict(*arguments):
 
 def files(out):
     """All that was written but the summary, whose times differ."""
-    return {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "summary.json"}
+    return {
+        p.relative_to(out).as_posix(): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file() and p.name != "summary.json"
+    }
 
 
 def summary(out):
@@ -103,7 +105,9 @@ def test_outputs_agree_with_each_other_and_with_one_process(cluster, weights, sc
         np.testing.assert_array_equal(labels, scores.argmax(0))
         np.testing.assert_array_equal(load_file(f"{stem}_scores.safetensors")["scores"], scores)
         np.testing.assert_array_equal(read_image(f"{stem}_color.png"), colour(labels, CAMVID.palette))
-        np.testing.assert_array_equal(read_image(f"{stem}_overlay.png"), overlay(image, labels, CAMVID.palette))
+        np.testing.assert_array_equal(
+            read_image(f"{stem}_overlay.png"), overlay(image, labels, CAMVID.palette)
+        )
     assert len(files(out)) == 5 * 5 + 1
 
     told = summary(out)
@@ -129,7 +133,16 @@ def same_on_1_2_and_3_workers(cluster, images, weights, tmp_path, *more):
     for count in (1, 2, 3):
         out = tmp_path / str(count)
         result = predict(
-            *images, "--weights", weights, "--out", out, "--workers", count, "--address", cluster.address, *more
+            *images,
+            "--weights",
+            weights,
+            "--out",
+            out,
+            "--workers",
+            count,
+            "--address",
+            cluster.address,
+            *more,
         )
         assert result.exit_code == 0, result.output
         assert len(summary(out)["workers"]) == count
@@ -159,7 +172,15 @@ def test_bf16_weights_and_auto_settings(cluster, scenes, tmp_path):
     weights = saved(tmp_path / "w.safetensors", "fcn8s18", dtype=torch.bfloat16)
     out = tmp_path / "out"
     result = predict(
-        scenes / "street", "--model", "fcn8s18", "--weights", weights, "--out", out, "--address", cluster.address
+        scenes / "street",
+        "--model",
+        "fcn8s18",
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--address",
+        cluster.address,
     )
     assert result.exit_code == 0, result.output
     told = summary(out)
@@ -190,7 +211,9 @@ def test_truncated_image_among_others(cluster, weights, damaged, tmp_path):
     arguments = (damaged, "--weights", weights, "--out", out, "--workers", 1, "--address", cluster.address)
     result = predict(*arguments)
     assert result.exit_code == 1
-    reason = f"{damaged}/1.png: PNG file of {(damaged / '1.png').stat().st_size} bytes is cut short or damaged"
+    reason = (
+        f"{damaged}/1.png: PNG file of {(damaged / '1.png').stat().st_size} bytes is cut short or damaged"
+    )
     assert f"failed: {reason}\n" in result.stderr
     assert "2 images labelled" in result.stdout
     assert "1 failed" in result.stdout
@@ -256,8 +279,9 @@ def test_folder_of_other_settings(cluster, weights, scenes, tmp_path):
     before = files(out)
     result = predict(*arguments, "200MiB")
     assert result.exit_code == 2
-    assert f"error: {out} holds predictions with other settings (memory_budget: {300 << 20} there, {200 << 20} now)" in (
-        result.stderr
+    assert (
+        f"error: {out} holds predictions with other settings"
+        f" (memory_budget: {300 << 20} there, {200 << 20} now)" in (result.stderr)
     )
     assert files(out) == before
 
@@ -286,7 +310,9 @@ def test_weights_of_another_depth_without_metadata(tmp_path, scenes):
     weights = tmp_path / "w.pth"
     torch.save(narrow("smp34", 1 / 16, 11).state_dict(), weights)
     said = refused(tmp_path, scenes, "--weights", weights, "--dataset", "camvid")
-    assert said.startswith(f"error: weights {weights} do not fit the network. unexpected: backbone.layer1.2.bn1.bias")
+    assert said.startswith(
+        f"error: weights {weights} do not fit the network. unexpected: backbone.layer1.2.bn1.bias"
+    )
 
 
 def test_weights_of_another_class_count(tmp_path, weights, scenes):

@@ -19,7 +19,9 @@ def difference(tree, folded, size=(45, 51)):
 
 
 def batch_norms(tree):
-    return [step.name for level in tree.levels for step in level.steps if isinstance(step.call, nn.BatchNorm2d)]
+    return [
+        step.name for level in tree.levels for step in level.steps if isinstance(step.call, nn.BatchNorm2d)
+    ]
 
 
 @pytest.mark.parametrize("name", ["smp18", "smp50", "vgg"])
@@ -34,7 +36,11 @@ def test_same_scores_without_any_batch_norm(name):
     assert difference(tree, folded) < 1e-12
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[key])
-    assert all(conv.bias is None for conv in network.modules() if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2))
+    assert all(
+        conv.bias is None
+        for conv in network.modules()
+        if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2)
+    )
 
 
 def test_parameters_are_its_own():

@@ -24,9 +24,7 @@ def test_a_window_of_what_torch_interpolates(rows, columns):
     whole = torch.randn(2, 3, *in_size, dtype=torch.float64)
     expected = F.interpolate(whole, out_size, mode="bilinear", align_corners=False)
     # It gets only what `bilinear_reads` says.
-    (top, bottom), (left, right) = (
-        bilinear_reads(*window, n, m) for n, m, window in (rows, columns)
-    )
+    (top, bottom), (left, right) = (bilinear_reads(*window, n, m) for n, m, window in (rows, columns))
     window = bilinear_window(
         whole[..., top:bottom, left:right], (top, left), in_size, out_size, row_window, column_window
     )
@@ -51,4 +49,6 @@ def test_keeps_the_type(dtype):
     window = bilinear_window(whole, (0, 0), (6, 9), (48, 72), (5, 44), (0, 72))
     expected = F.interpolate(whole.float(), (48, 72), mode="bilinear", align_corners=False)[:, :, 5:44]
     assert window.dtype == dtype
-    torch.testing.assert_close(window.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+    torch.testing.assert_close(
+        window.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05
+    )
