@@ -71,9 +71,10 @@ def head(tmp_path):
         f"--dashboard-agent-listen-port={agents[0]}", f"--dashboard-agent-grpc-port={agents[1]}",
         f"--runtime-env-agent-port={agents[2]}",
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-        "RAY_USAGE_STATS_ENABLED": "0"
-    }
+    # Ray installs the wheel with pip: without this, torch and all the rest with it
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PIP_NO_DEPS": "1"}
+    environment["PATH"] = f"{RAY.parent}:{environment['PATH']}"  # jobs run this Python
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
