@@ -38,7 +38,7 @@ Precision = Literal["fp32", "bf16"]
 ITEMSIZE: dict[str, int] = {"fp32": 4, "bf16": 2}
 
 # Elements of a lattice that a batch should have: below, convolutions lose speed on that kind of device.
-BATCH_ELEMENTS = {"cpu": 2048, "cuda": 16384}
+BATCH_ELEMENTS = {"cpu": 2048, "cuda": 8192}
 # Tiles are not cut smaller than this: the halo of a deep network would be most of the work.
 SMALLEST_TILE = 256
 # Kept free of a budget: libraries' scratch space and what an allocator loses (measured: up to 63 MiB).
