@@ -19,7 +19,7 @@ Device = Literal["cpu", "cuda"]
 
 # glibc gives large tensors back as soon as they are freed; its default, which learns from what was freed,
 # lets a worker's memory grow to twice what is in use. Huge pages make up for the time that costs.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)

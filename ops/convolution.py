@@ -47,6 +47,10 @@ class Convolution(nn.Module):
             )
         return self
 
+    def unpack(self) -> None:
+        """Back to separate operations, as before `pack`."""
+        self._packed = None
+
     def forward(
         self, x: Tensor, stride: Pair = (1, 1), padding: Pair = (0, 0), shortcut: Tensor | None = None
     ) -> Tensor:

@@ -40,6 +40,7 @@ def smp(
     threads: Annotated[int, typer.Option(min=1)] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run, in turn; medians are shown.")] = 3,
     memory_budget: Annotated[str, typer.Option(help="Split-merge's.")] = "4GiB",
+    peers: Annotated[bool, typer.Option(help="With the dilated network and sliding windows: slow.")] = True,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
 ) -> None:
     """Time, peak memory and the share of pixels whose class differs from the exact result, side by side.
@@ -47,13 +48,14 @@ def smp(
     Each run is a process of its own, so that memory is its own; ratios are taken within a round, because
     shared machines drift.
     """
+    rows = [row for row in _ROWS if peers or row[1] in ("split_merge", "floor")]
     pixels = read_image(image) if image else render_scene(0, height, scene_width)[0]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in _ROWS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in rows}
     differing: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "image.npy", pixels)
         for index in range(rounds):
-            for name, variant, extra in _ROWS:
+            for name, variant, extra in rows:
                 console.print(f"round {index + 1}/{rounds}: {name}", highlight=False)
                 request = {
                     "variant": variant, "model": model, "width": width, "precision": precision,

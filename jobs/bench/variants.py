@@ -22,6 +22,7 @@ from fullres.jobs.common import shipped_weights
 from fullres.models.catalogue import build
 from fullres.models.smp import SMP
 from fullres.models.weights import load_network
+from fullres.ops.convolution import Convolution
 from fullres.pipeline.execute import DTYPES, Predictor, predict_image
 from fullres.pipeline.plan import plan_image
 from fullres.pipeline.transforms import normalise
@@ -51,10 +52,15 @@ def describe(width: float | None) -> str:
 
 def split_merge(request: dict[str, Any]) -> Run:
     """This project, one worker."""
-    predictor = Predictor(
-        network_of(request["model"], request["width"]), torch.device("cpu"), request["precision"]
-    )
+    return _run_of(_predictor(request), request)
 
+
+def _predictor(request: dict[str, Any]) -> Predictor:
+    network = network_of(request["model"], request["width"])
+    return Predictor(network, torch.device("cpu"), request["precision"])
+
+
+def _run_of(predictor: Predictor, request: dict[str, Any]) -> Run:
     def run(image: np.ndarray) -> np.ndarray:
         size = (image.shape[0], image.shape[1])
         plan = plan_image(
@@ -103,7 +109,11 @@ class Floor:
     """Nothing but the convolutions that split-merge makes, at the same shapes and in the same precision."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        self.whole = split_merge(request)
+        predictor = _predictor(request)
+        for module in predictor.tree.modules():
+            if isinstance(module, Convolution):
+                module.unpack()
+        self.whole = _run_of(predictor, request)
         self.dtype = DTYPES[request["precision"]]
         self.seconds = 0.0
 

@@ -5,13 +5,14 @@ python -m tests.cluster.peak_memory '{"model": "smp18", "width": 0.25, "size": [
 
 import json
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fullres.pipeline.execute import Predictor, tile_window
-from fullres.pipeline.plan import Plan, plan_image
+from fullres.pipeline.plan import Grain, Plan, plan_image
 from tests.networks import narrow
 
 
@@ -20,12 +21,12 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def costliest(plan: Plan, count: int) -> list:
-    """Grains of the tile in the middle (a halo on every side), and of the first and last."""
+def costliest(plan: Plan, count: int) -> list[Grain]:
+    """Of the tile in the middle (a halo on every side), of the first and the last, then of the others."""
     tiles = len(plan.schedule.tiles)
-    wanted = [tiles // 2, 0, tiles - 1]
-    by_tile = {t: [g for g in plan.grains if g.tile == t] for t in wanted}
-    return [by_tile[t][i] for i in range(count) for t in by_tile if i < len(by_tile[t])][:count]
+    order = dict.fromkeys([tiles // 2, 0, tiles - 1, *range(tiles)])
+    by_tile = [[g for g in plan.grains if g.tile == t] for t in order]
+    return [g for turn in zip_longest(*by_tile) for g in turn if g is not None][:count]
 
 
 def main(
