@@ -1,0 +1,17 @@
+"""The exit status is the tests': threads of Ray and torch can crash the interpreter after the last one."""
+
+import os
+import sys
+
+_status = 0
+
+
+def pytest_sessionfinish(session, exitstatus):
+    global _status
+    _status = int(exitstatus)
+
+
+def pytest_unconfigure(config):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_status)
