@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fullres.models.split_merge import FullResolution
+from fullres.models.split_merge import FullResolution, is_relu
 from fullres.models.trace import FunctionCall, Step
 from fullres.ops.convolution import Convolution
 
@@ -82,7 +82,7 @@ def fuse(tree: FullResolution) -> FullResolution:
             (other,) = (name for name in inputs if name != last)
             fused[last] = replace(host, inputs=(host.inputs[0], other))
             alias[step.name] = last
-        elif alone and same and _is_relu(step.call):
+        elif alone and same and is_relu(step.call):
             relu.add(last)
             alias[step.name] = last
         else:
@@ -97,10 +97,6 @@ def fuse(tree: FullResolution) -> FullResolution:
 
 def _is_sum(step: Step) -> bool:
     return isinstance(step.call, FunctionCall) and step.call.is_sum and len(step.inputs) == 2
-
-
-def _is_relu(call: object) -> bool:
-    return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

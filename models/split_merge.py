@@ -319,7 +319,7 @@ def _apply(
 
 def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tensor:
     """An elementwise step; in inference ReLU and addition write over an input that nobody reads again."""
-    if _is_relu(step.call):
+    if is_relu(step.call):
         return tensors[0].relu_() if owned[0] and not torch.is_grad_enabled() else tensors[0].relu()
     if getattr(step.call, "inplace", False) and not owned[0]:
         tensors = [tensors[0].clone()]
@@ -328,5 +328,5 @@ def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tens
     return step.call(*tensors)
 
 
-def _is_relu(call: object) -> bool:
+def is_relu(call: object) -> bool:
     return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)
