@@ -92,7 +92,7 @@ class Status:
 
 
 class WorkersLost(RuntimeError):
-    """No worker could be started, or a grain has outlived too many of them."""
+    """No worker could be started, or none can load the network."""
 
 
 @dataclass
@@ -148,8 +148,9 @@ class Coordinator:
         """Label every image: `write(task, image, result)` gets H x W uint8 class ids, or classes x H x W
         scores.
 
-        `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, or
-        that no plan fits, is left out and listed in the status with its reason; `strict` raises instead.
+        `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, that
+        no plan fits, or that ten workers died of is left out and listed in the status with its reason;
+        `strict` raises instead.
         `report` is called about ten times a second. Raises WorkersLost.
         """
         self.status.images = len(tasks)
@@ -257,7 +258,7 @@ class Coordinator:
                 time.sleep(0.01)
                 return
             ready, _ = ray.wait(references, num_returns=1, timeout=0.1)
-        for reference in ready:
+        for reference in ready:  # in the order of `references`: what a worker got first comes first
             if reference in self.pings:
                 self._welcome(reference)
                 continue
@@ -268,10 +269,8 @@ class Coordinator:
             except RayTaskError as error:
                 if isinstance(error.cause, WorkerRestarted):
                     self._lost(worker, work)
-                elif not work.job.failed:
-                    work.job.failed = True
-                    self.status.in_flight -= 1
-                    self._fail(work.job.task, f"grain {work.grain.index}: {str(error.cause).splitlines()[0]}")
+                else:
+                    self._abandon(work, str(error.cause).splitlines()[0])
                 continue
             except RayActorError:
                 self._lost(worker, work)
@@ -297,19 +296,30 @@ class Coordinator:
         return job.left == 0
 
     def _lost(self, worker: WorkerState, work: _Work) -> None:
-        """A worker died with a grain in hand: the grain goes back to the head of the queue."""
-        work.attempts += 1
-        if work.attempts > _ATTEMPTS:
-            raise WorkersLost(f"{work.job.task.path}: {_ATTEMPTS} workers died of grain {work.grain.index}")
-        self.status.grains_rerun += 1
-        self.queue.appendleft(work)
+        """A worker died with a grain in hand: the grain goes back to the head of the queue.
+
+        Of the grains that it held the first was running, and may be why; grains are lost in their order.
+        """
         if worker.info is not None:
             worker.info = None
             worker.restarts += 1
             self._ping(worker)
+            work.attempts += 1
+        if work.attempts == _ATTEMPTS:
+            self._abandon(work, f"{_ATTEMPTS} workers died of it")
+        else:
+            self.status.grains_rerun += 1
+            self.queue.appendleft(work)
+
+    def _abandon(self, work: _Work, reason: str) -> None:
+        """A grain cannot be computed: its image is left out."""
+        if not work.job.failed:
+            work.job.failed = True
+            self.status.in_flight -= 1
+            self._fail(work.job.task, f"grain {work.grain.index}: {reason}")
 
     def _add_worker(self) -> None:
-        handle = start_worker(self.options.precision, self.options.device)
+        handle = start_worker(self.options.precision, self.options.device, self.options.memory_budget)
         worker = WorkerState(f"w{len(self.status.workers)}", handle)
         self.status.workers.append(worker)
         self._ping(worker)

@@ -10,16 +10,20 @@ import numpy as np
 import ray
 import torch
 
+from fullres.cluster.memory import (
+    ENVIRONMENT,
+    forget_peak,
+    peak_resident_bytes,
+    release_shared,
+    resident_bytes,
+    suit_allocator,
+)
 from fullres.models.catalogue import Network
 from fullres.models.split_merge import FullResolution
 from fullres.pipeline.execute import Predictor
 from fullres.pipeline.plan import Grain, Precision, Schedule
 
 Device = Literal["cpu", "cuda"]
-
-# glibc gives large tensors back as soon as they are freed; its default, which learns from what was freed,
-# lets a worker's memory grow to twice what is in use. Huge pages make up for the time that costs.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,9 @@ class Worker:
     """One device. On a CPU one thread: workers, not threads, are what uses the cores, and a grain's bytes do
     not depend on how many there are."""
 
-    def __init__(self, precision: Precision, device: Device) -> None:
+    def __init__(self, precision: Precision, device: Device, memory_budget: int) -> None:
         torch.set_num_threads(1)
-        self.device, self.precision = torch.device(device), precision
+        self.device, self.precision, self.memory_budget = torch.device(device), precision, memory_budget
         self.predictor: Predictor | None = None
         self.baseline = 0
 
@@ -72,39 +76,22 @@ class Worker:
         return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
 
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool) -> Done:
-        """One grain. Raises WorkerRestarted before `load`."""
+        """One grain. `window` lies in Ray's object store. Raises WorkerRestarted before `load`."""
         if self.predictor is None:
             raise WorkerRestarted
         start = time.perf_counter()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            suit_allocator(schedule.peak_bytes, self.memory_budget)
         result = self.predictor.run(schedule, grain, window, scores)
         busy = time.perf_counter() - start
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = peak_resident_bytes()
+            release_shared(window)
         return Done(result, busy, max(0, peak - self.baseline))
-
-
-def resident_bytes() -> int:
-    return _status("VmRSS")
-
-
-def peak_resident_bytes() -> int:
-    """The most that this process has had resident since it began, or since `forget_peak`."""
-    return _status("VmHWM")
-
-
-def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets VmHWM
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def cluster_device() -> Device:
@@ -117,11 +104,11 @@ def places(device: Device) -> int:
     return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
 
 
-def start_worker(precision: Precision, device: Device) -> Any:
+def start_worker(precision: Precision, device: Device, memory_budget: int) -> Any:
     """An actor handle. Ray restarts the process when it dies, on another node if it must; whoever waits for a
     grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network
     before `load`, after a restart neither."""
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
-    options["runtime_env"] = {"env_vars": ALLOCATOR}
+    options["runtime_env"] = {"env_vars": ENVIRONMENT}
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)
-    return actor.remote(precision, device)
+    return actor.remote(precision, device, memory_budget)

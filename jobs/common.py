@@ -121,14 +121,19 @@ def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[Ne
     return network, _classes(info, weights, dataset_name), weights
 
 
+def known_dataset(name: str) -> Dataset:
+    """The data set that `--dataset` names."""
+    try:
+        return dataset(name)
+    except ValueError as error:
+        fail(f"--dataset: {error}")
+
+
 def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     name = name or info.dataset
     if name is None:
         fail(f"--dataset: weights {weights} do not say which classes they label; name the data set")
-    try:
-        known = dataset(name)
-    except ValueError as error:
-        fail(f"--dataset: {error}")
+    known = known_dataset(name)
     if len(known.classes) != info.num_classes:
         raise WeightsError(
             f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}"

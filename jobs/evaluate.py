@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.pipeline.datasets import DATASETS, dataset
-from fullres.pipeline.evaluate import Evaluation, FilesError
+from fullres.jobs.common import clear_errors, console, known_dataset
+from fullres.pipeline.datasets import DATASETS
+from fullres.pipeline.evaluate import Evaluation
 from fullres.pipeline.evaluate import evaluate as score_folders
 from fullres.pipeline.images import write_bytes_atomically
 
@@ -29,9 +30,9 @@ def evaluate(
 
     Every prediction needs a label and every label a prediction; files are matched by relative path and name.
     """
-    try:
-        known = dataset(dataset_name)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+    with clear_errors():
+        known = known_dataset(dataset_name)
+        with Progress(console=console, transient=True) as bar:
             task = bar.add_task("frames")
             evaluation = score_folders(
                 pred_dir,
@@ -41,9 +42,6 @@ def evaluate(
             )
         if json_file:
             write_bytes_atomically(json_file, json.dumps(evaluation.to_json(), indent=1).encode())
-    except (ValueError, FilesError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
     Console().print(score_table(evaluation))
 
 

@@ -14,12 +14,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fullres.jobs.common import PrecisionChoice, choose_precision, clear_errors, fail, parse_bytes
+from fullres.jobs.common import (
+    PrecisionChoice,
+    choose_precision,
+    clear_errors,
+    fail,
+    known_dataset,
+    parse_bytes,
+    shipped_weights,
+)
 from fullres.models.catalogue import CATALOGUE, Network, build
 from fullres.models.split_merge import FullResolution
 from fullres.models.weights import load_network
 from fullres.ops.pooling import lattice_length
-from fullres.pipeline.datasets import dataset
 from fullres.pipeline.describe import LevelSummary, bytes_moved, describe
 from fullres.pipeline.execute import tree_of
 from fullres.pipeline.images import image_size, write_bytes_atomically
@@ -37,10 +44,11 @@ def plan(
     image: Annotated[str, typer.Argument(help="An image, or the size of one.", metavar="IMAGE|WIDTHxHEIGHT")],
     model: Annotated[str, typer.Option(help="Network, e.g. smp18, fcn32s34.")] = "smp18",
     weights: Annotated[
-        Path | None, typer.Option(help="Weights; they say width and class count. Not needed for a plan.")
+        Path | None,
+        typer.Option(help="They say width and class count. Those that come with a model if none."),
     ] = None,
     width: Annotated[
-        float | None, typer.Option(min=1 / 64, help="Width of the network without weights; 1 by default.")
+        float | None, typer.Option(min=1 / 64, help="Plan for a network of this width, without weights.")
     ] = None,
     dataset_name: Annotated[
         str, typer.Option("--dataset", help="Whose classes a network without weights has.")
@@ -60,7 +68,8 @@ def plan(
     budget = parse_bytes(memory_budget)
     with clear_errors():
         size = _size(image)
-        tree, dense = tree_of(_network(model, weights, width, dataset_name))
+        network, described = _network(model, weights, width, dataset_name)
+        tree, dense = tree_of(network)
         chosen = choose_precision(precision, device.value)
 
         def plan_for(count: int) -> Plan:
@@ -82,7 +91,8 @@ def plan(
         figures = _figures(tree, asked, levels, workers, images, others)
         write_bytes_atomically(json_file, json.dumps(figures, indent=1).encode())
     out = Console(highlight=False)
-    out.print(f"{model} on {size[1]}x{size[0]} pixels, {chosen}, {device.value}, {_mib(budget)} a worker")
+    settings = f"{chosen}, {device.value}, {_mib(budget)} a worker"
+    out.print(f"{model} ({described}) on {size[1]}x{size[0]} pixels, {settings}", soft_wrap=True)
     out.print(_tree_table(levels, dense))
     for line in _lines(tree, asked, budget, workers, images):
         out.print(line, soft_wrap=True)
@@ -100,19 +110,21 @@ def _size(image: str) -> tuple[int, int]:
     return height, width
 
 
-def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> Network:
+def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> tuple[Network, str]:
+    """The network and what it is in words. Without weights and width the one that `fullres predict` takes."""
     if model not in CATALOGUE:
         fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
+    if weights is not None and width is not None:
+        fail("--width is what the weights say: leave out one of --width and --weights")
+    classes = len(known_dataset(dataset_name).classes)
+    if weights is None and width is None and shipped_weights(model).exists():
+        weights = shipped_weights(model)
     if weights is not None:
-        if width is not None:
-            fail("--width is what the weights say: leave out one of --width and --weights")
-        return load_network(model, weights)[0]
-    try:
-        classes = len(dataset(dataset_name).classes)
-    except ValueError as error:
-        fail(f"--dataset: {error}")
+        network, info = load_network(model, weights)
+        return network, f"width {info.width:g}, of {weights.name}"
+    width = 1.0 if width is None else width
     with torch.device("meta"):  # shapes alone
-        return build(model, classes, 1.0 if width is None else width)
+        return build(model, classes, width), f"width {width:g}, {classes} classes"
 
 
 def _tree_table(levels: list[LevelSummary], dense: bool) -> Table:

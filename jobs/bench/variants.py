@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullres.cluster.workers import peak_resident_bytes, resident_bytes
+from fullres.cluster.memory import peak_resident_bytes, resident_bytes, suit_allocator
 from fullres.jobs.bench.dilated import Dilated
 from fullres.jobs.common import shipped_weights
 from fullres.models.catalogue import build
@@ -70,6 +70,7 @@ def _run_of(predictor: Predictor, request: dict[str, Any]) -> Run:
             memory_budget=request["memory_budget"],
             precision=request["precision"],
         )
+        suit_allocator(plan.schedule.peak_bytes, request["memory_budget"])
         return predict_image(predictor, plan, image)
 
     return run

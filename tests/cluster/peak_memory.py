@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fullres.cluster.memory import suit_allocator
 from fullres.pipeline.execute import Predictor, tile_window
 from fullres.pipeline.plan import Grain, Plan, plan_image
 from tests.networks import narrow
@@ -53,6 +54,7 @@ def main(
     baseline = status("VmRSS")
     rng = np.random.default_rng(0)
     peaks = []
+    suit_allocator(plan.schedule.peak_bytes, budget)
     for grain in costliest(plan, grains):
         rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
         predictor.run(

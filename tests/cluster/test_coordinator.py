@@ -10,7 +10,7 @@ import ray
 import torch
 
 from fullres.cluster import coordinator, workers
-from fullres.cluster.coordinator import Coordinator, WorkersLost
+from fullres.cluster.coordinator import Coordinator
 from fullres.pipeline.images import ImageError
 from tests.cluster.streams import (
     BUDGET,
@@ -144,16 +144,23 @@ def test_worker_killed_between_streams(network, three):
     assert_same_bytes(run(three, images), in_process(network, images))
 
 
-def test_a_grain_that_kills_whoever_takes_it(network, monkeypatch):
+def test_an_image_that_kills_whoever_takes_it_is_left_out(network, monkeypatch):
     monkeypatch.setattr(coordinator, "_ATTEMPTS", 2)
 
     class Mortal(workers.Worker):
-        def run(self, *args):
-            os.kill(os.getpid(), 9)
+        def run(self, schedule, grain, window, scores):
+            if schedule.size == (80, 96):
+                os.kill(os.getpid(), 9)
+            return super().run(schedule, grain, window, scores)
 
     monkeypatch.setattr(workers, "Worker", Mortal)
-    with pytest.raises(WorkersLost, match=r"00.png: 2 workers died of grain 0"):
-        once(network, options(2), images_of([(64, 96)]))
+    images = images_of([(64, 96), (80, 96), (64, 96)])
+    results, status = once(network, options(2), images)
+    expected = in_process(network, images)
+    del expected["01.png"]
+    assert_same_bytes(results, expected)
+    assert list(status.failures) == ["01.png"]
+    assert "2 workers died of it" in status.failures["01.png"]
 
 
 def test_unreadable_image_among_others(network, three):

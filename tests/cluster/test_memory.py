@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fullres.cluster.workers import ALLOCATOR
+from fullres.cluster.memory import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -21,7 +21,7 @@ def measure(model, size, budget, precision, workers, grains, width=0.25):
         "workers": workers, "grains": grains,
     }  # fmt: skip
     command = [sys.executable, "-m", "tests.cluster.peak_memory", json.dumps(asked)]
-    process = subprocess.run(command, cwd=ROOT, env=os.environ | ALLOCATOR, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 

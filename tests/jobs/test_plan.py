@@ -94,7 +94,7 @@ def test_reads_an_image_and_weights(planned, tmp_path):
         (("64x64", "--memory-budget", "much"), "'much' is no amount of memory"),
         (("64x64", "--weights", "w.pth"), "weights w.pth: no such file"),
         (("64x64", "--weights", "w.pth", "--width", "1"), "leave out one of --width and --weights"),
-        (("64x64", "--dataset", "nyu"), "no data set 'nyu'"),
+        (("64x64", "--dataset", "kitti"), "no data set 'kitti'"),
         (("64x64", "--workers", "0"), "--workers"),
     ],
 )
