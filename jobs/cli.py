@@ -2,7 +2,8 @@
 
 import typer
 
-from fullres.jobs import bench
+from fullres.jobs import bench, targets
+from fullres.jobs.datasets import datasets
 from fullres.jobs.evaluate import evaluate
 from fullres.jobs.plan import plan
 from fullres.jobs.predict import predict
@@ -22,6 +23,8 @@ app.command()(evaluate)
 app.command()(report)
 app.command()(scenes)
 app.command()(train)
+app.command()(datasets)
+app.add_typer(targets.app, name="targets")
 app.add_typer(bench.app, name="bench")
 
 

@@ -16,10 +16,12 @@ import typer
 from rich.console import Console
 
 from fullres.cluster.coordinator import WorkersLost
+from fullres.cluster.preprocess import TargetsError
 from fullres.models.catalogue import CATALOGUE, Network
 from fullres.models.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.pipeline.datasets import Dataset, dataset
+from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.execute import native_precision
 from fullres.pipeline.images import ImageError
@@ -29,7 +31,8 @@ from fullres.pipeline.plan import BudgetError, Precision
 console = Console(stderr=True)
 
 USER_ERRORS = (
-    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost, OSError,
+    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
+    TargetsError, OSError,
 )  # fmt: skip
 
 _UNITS = {
@@ -121,12 +124,18 @@ def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[Ne
     return network, _classes(info, weights, dataset_name), weights
 
 
-def known_dataset(name: str) -> Dataset:
-    """The data set that `--dataset` names."""
+def known_dataset(name: str, classes: int | None = None, where: str = "--dataset") -> Dataset:
+    """The data set that the option `where` names; "folder" has as many classes as `--classes` says."""
+    if name == "folder":
+        if classes is None:
+            fail("--classes: say how many classes the folder's label maps have")
+        return folder(classes)
+    if classes is not None:
+        fail(f"--classes is {classes}: only a folder has as many classes as you say, not {name}")
     try:
         return dataset(name)
     except ValueError as error:
-        fail(f"--dataset: {error}")
+        fail(f"{where}: {error}")
 
 
 def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:

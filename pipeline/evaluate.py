@@ -124,7 +124,7 @@ def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | 
     """The confusion of one frame, or in one line why there is none."""
     try:
         prediction = read_labels(pred_path)
-        label = dataset.to_train_ids(read_labels(label_path), label_path)
+        label = dataset.read(label_path)
     except (ImageError, ValueError) as error:
         return str(error)
     if prediction.shape != label.shape:

@@ -34,7 +34,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: missing, empty, cut short, damaged or of another format; or pixels neither 8 nor 16 bits.
     """
-    data = _read_bytes(path)
+    return decode_image(read_bytes(path), path)
+
+
+def decode_image(data: bytes, path: str | Path) -> np.ndarray:
+    """As `read_image`, of a file's bytes; `path` names it in errors."""
     # IMREAD_UNCHANGED would leave the orientation out; these flags apply it and keep 16 bits.
     image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image.dtype == np.uint16:
@@ -52,7 +56,13 @@ def read_labels(path: str | Path) -> np.ndarray:
     Raises:
         ImageError: unreadable as in `read_image`, not PNG or TIFF, or not one 8-bit value a pixel.
     """
-    data = _read_bytes(path)
+    return decode_labels(read_bytes(path), path)
+
+
+def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
+    """As `read_labels`, of a file's bytes; `path` names it in errors."""
+    if not data:
+        raise ImageError(f"{path}: empty file")
     kind = image_format(data)
     if kind in ("JPEG", "BMP", "WebP"):
         raise ImageError(f"{path}: a {kind} file; label maps are read from PNG and TIFF")
@@ -79,7 +89,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     Raises:
         ImageError: missing, empty or not an image. A file cut short behind its header goes unnoticed.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     size = oriented_size(data)
     if size is None:
         size = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
@@ -160,7 +170,8 @@ def _images_of(given: str | Path) -> list[tuple[Path, Path]]:
     return [(file, file.relative_to(root).with_suffix("")) for file in images]
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content. Raises ImageError: missing, unreadable or empty."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -115,7 +115,7 @@ def _frame(
     name: str, image_path: Path, label_path: Path, found: list[tuple[str, Path]], known: Dataset, out: Path
 ) -> list[_Panel]:
     """Write a frame's pictures."""
-    image, truth = read_image(image_path), known.to_train_ids(read_labels(label_path), label_path)
+    image, truth = read_image(image_path), known.read(label_path)
     top, left = busiest_crop(truth, known.small_thin_ids, CROP)
     window = np.s_[top : top + CROP[0], left : left + CROP[1]]
 

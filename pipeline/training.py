@@ -20,7 +20,7 @@ from fullres.models.catalogue import CATALOGUE, Network, build
 from fullres.models.weights import WeightsInfo, load_backbone, save_weights
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.pairs import pair_with_labels
-from fullres.pipeline.images import atomic, list_images, read_image, read_labels
+from fullres.pipeline.images import atomic, list_images, read_image
 from fullres.pipeline.steps import segmentation_loss
 from fullres.pipeline.transforms import normalise, random_crop
 
@@ -109,7 +109,7 @@ class Samples:
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         image_path, label_path = self.pairs[index]
-        image, labels = read_image(image_path), self.known.to_train_ids(read_labels(label_path), label_path)
+        image, labels = read_image(image_path), self.known.read(label_path)
         if image.shape[:2] != labels.shape:
             raise ValueError(f"{image_path} is {image.shape[:2]}, its labels {label_path} are {labels.shape}")
         if self._kept is not None:

@@ -1,6 +1,6 @@
 """CamVid in SegNet's edition: 480x360 frames, eleven classes, void stored as 11."""
 
-from fullres.pipeline.datasets.dataset import Dataset, train_id_encoding
+from fullres.pipeline.datasets.dataset import Dataset, Split, train_id_encoding
 
 _TABLE = (
     ("sky", (128, 128, 128)),
@@ -21,5 +21,7 @@ CAMVID = Dataset(
     classes=tuple(name for name, _ in _TABLE),
     palette=tuple(rgb for _, rgb in _TABLE),
     small_thin=("pole", "signsymbol", "pedestrian", "bicyclist"),
+    splits={name: Split(name, f"{name}annot") for name in ("train", "val", "test")},
+    train_size=(360, 480),  # whole frames
     encodings={"": train_id_encoding(len(_TABLE), 11)},
 )

@@ -1,6 +1,6 @@
 """Cityscapes, and the data sets that share its 19 classes: GTA-5 and the project's own scenes."""
 
-from fullres.pipeline.datasets.dataset import Dataset, train_id_encoding
+from fullres.pipeline.datasets.dataset import Dataset, Split, train_id_encoding
 
 _TABLE = (  # trainId order: name, labelId, colour
     ("road", 7, (128, 64, 128)),
@@ -38,6 +38,11 @@ CITYSCAPES = Dataset(
     CLASSES,
     PALETTE,
     SMALL_THIN,
+    splits={
+        **{name: Split(f"leftImg8bit/{name}", f"gtFine/{name}") for name in ("train", "val", "test")},
+        "train_extra": Split("leftImg8bit/train_extra", "gtCoarse/train_extra"),
+    },
+    train_size=(769, 769),  # paper 002, appendix; paper 000, Sec. 4.2, has 512x512
     encodings={
         "_gtFine_labelIds": LABEL_IDS,
         "_gtFine_labelTrainIds": TRAIN_IDS,
@@ -47,7 +52,28 @@ CITYSCAPES = Dataset(
     image_ending="_leftImg8bit",
 )
 
+# Folders as the project's site serves them, unpacked side by side (not verified against the archives).
 # Palette PNG files whose indices are labelIds; 34 is the license plate, which Cityscapes numbers -1.
-GTA5 = Dataset("gta5", CLASSES, PALETTE, SMALL_THIN, encodings={"": {**LABEL_IDS, 34: None}})
+# Validation is on 500 images at random (paper 000, Sec. 4.4).
+GTA5 = Dataset(
+    "gta5",
+    CLASSES,
+    PALETTE,
+    SMALL_THIN,
+    splits={
+        "train": Split("images", "labels", part=slice(500, None)),
+        "val": Split("images", "labels", part=slice(500)),
+    },
+    train_size=(512, 512),  # paper 000, Sec. 4.2
+    encodings={"": {**LABEL_IDS, 34: None}},
+)
 
-SCENES = Dataset("scenes", CLASSES, PALETTE, SMALL_THIN, encodings={"": TRAIN_IDS})
+SCENES = Dataset(
+    "scenes",
+    CLASSES,
+    PALETTE,
+    SMALL_THIN,
+    splits={"all": Split("images", "labels")},
+    train_size=(384, 384),
+    encodings={"": TRAIN_IDS},
+)

@@ -1,6 +1,6 @@
 """What one data set is: its classes, their colours, and what the values in its label files mean."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,27 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fullres.pipeline.images import decode_labels, read_bytes
+
 Encoding = Mapping[int, int | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a split's files lie under the data set's root; `layout.py` finds them.
+
+    Attributes:
+        images: folder of the images, searched recursively. `*` stands for the name of one folder.
+        labels: the same of the label maps, with as many `*`.
+        lists: files that name the split's frames, where others lie beside them in the folders; with `*`.
+        part: where nobody published a split, which of the folders' frames in the order of their keys' CRC-32:
+            as good as random, and the same everywhere. All where there is none.
+    """
+
+    images: str
+    labels: str
+    lists: str | None = None
+    part: slice | None = None
 
 
 @dataclass(frozen=True)
@@ -21,9 +41,15 @@ class Dataset:
         palette: K RGB colours, 0..255.
         small_thin: names of the small and thin classes, whose mean IoU is given apart (paper 000, Tables
             3 and 4).
+        splits: where the files of each split lie.
+        train_size: (H, W) in pixels that the papers train at; None for the largest square of each image
+            (paper 004, Sec. 4.1).
         encodings: how label files are stored: the end of the file's name without suffix -> (stored value ->
             trainId, or None to ignore). Where several fit a name, the first counts. "" fits every name.
         image_ending: what ends an image's name in the place of an encoding's ending.
+        targets: names of the classes whose boundaries sampling goes for (paper 004, Sec. 3.1 and 4.2); all
+            where none is named.
+        decoder: from a label file's bytes, and its path for errors, to the HxW uint8 values stored.
         ignore_index: trainId of pixels that count for nothing.
     """
 
@@ -31,14 +57,42 @@ class Dataset:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     small_thin: tuple[str, ...]
+    splits: Mapping[str, Split]
+    train_size: tuple[int, int] | None
     encodings: Mapping[str, Encoding]
     image_ending: str = ""
+    targets: tuple[str, ...] = ()
+    decoder: Callable[[bytes, str | Path], np.ndarray] = decode_labels
     ignore_index: int = 255
 
     @property
     def small_thin_ids(self) -> tuple[int, ...]:
         """trainIds of the small and thin classes."""
         return tuple(self.classes.index(name) for name in self.small_thin)
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """trainIds of the classes whose boundaries sampling goes for."""
+        return tuple(self.classes.index(name) for name in self.targets or self.classes)
+
+    def split(self, name: str) -> Split:
+        """The split of that name. Raises ValueError, and lists those there are."""
+        if name not in self.splits:
+            raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def decode(self, data: bytes, path: str | Path) -> np.ndarray:
+        """The HxW uint8 trainIds of the label file `path`, whose bytes are `data`.
+
+        Raises:
+            ImageError: not a label file, or damaged.
+            ValueError: as `to_train_ids`.
+        """
+        return self.to_train_ids(self.decoder(data, path), path)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """As `decode`, of a local file."""
+        return self.decode(read_bytes(path), path)
 
     def label_ending(self, path: str | Path) -> str | None:
         """The ending among `encodings` that fits a label file's name; None for a file of another kind."""

@@ -1,0 +1,93 @@
+"""Folders on local disks and in object stores, through pyarrow's file systems.
+
+A folder is a local path or a URI: `s3://bucket/folder`, `gs://bucket/folder`. Settings go behind the URI, as
+pyarrow takes them: `s3://bucket/folder?endpoint_override=http://host:9000&region=eu-west-1`; credentials come
+from where each provider keeps them (environment, profile, instance).
+"""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+
+class Storage:
+    """One folder. It can be sent to other processes; names are relative POSIX paths. Errors are OSErrors."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.files, path = _file_system(location)
+        self.path = path.rstrip("/")
+        self.is_local = isinstance(self.files, fs.LocalFileSystem)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.location,)
+
+    def names(self, folder: str = "") -> list[str]:
+        """All files below a folder, sorted; hidden ones (".name") are left out. A missing folder is empty."""
+        selector = fs.FileSelector(self._at(folder), allow_not_found=True, recursive=True)
+        names = (i.path for i in self.files.get_file_info(selector) if i.type == fs.FileType.File)
+        below = (name[len(self.path) + 1 :] for name in names)
+        return sorted(name for name in below if not any(part[0] == "." for part in name.split("/")))
+
+    def exists(self) -> bool:
+        return self.files.get_file_info(self.path).type == fs.FileType.Directory
+
+    def read(self, name: str, first: int | None = None) -> bytes:
+        """A file's bytes, or its `first` ones."""
+        with self.files.open_input_stream(self._at(name), compression=None) as stream:
+            return stream.read(first)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """For reading at random places."""
+        return self.files.open_input_file(self._at(name))
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Yield a file to write to; the file is there at the end, whole, or not at all where the block
+        raises or the process dies. An existing one is replaced."""
+        target = self._at(name)
+        if not self.is_local:  # an object appears when its upload is complete
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                with self.files.open_output_stream(target, compression=None) as stream:
+                    shutil.copyfileobj(file, stream, 1 << 20)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.create(name) as stream:
+            stream.write(data)
+
+    def sweep(self, folder: str, beginning: str) -> None:
+        """Remove what killed processes left of their writing: hidden files of names with this beginning."""
+        if self.is_local:
+            for left in Path(self._at(folder)).glob(f".{beginning}*"):
+                left.unlink(missing_ok=True)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+
+def _file_system(location: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in location:
+        return fs.LocalFileSystem(), str(Path(location).absolute())
+    try:
+        return fs.FileSystem.from_uri(location)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise OSError(f"{location}: {error}") from error

@@ -1,0 +1,226 @@
+"""`fullres targets`: training targets for a whole data set; `fullres targets show`: pictures of some."""
+
+import enum
+import json
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.dataset
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fullres.cluster import preprocess
+from fullres.cluster.storage import Storage
+from fullres.jobs.common import (
+    AddressOption,
+    clear_errors,
+    console,
+    fail,
+    known_dataset,
+    parse_workers,
+    ray_cluster,
+)
+from fullres.ops.boundary import boundary_map
+from fullres.pipeline import target_pictures
+from fullres.pipeline.datasets import DATASETS, Dataset
+from fullres.pipeline.images import decode_image, write_png
+from fullres.pipeline.targets import TargetSpec
+
+app = typer.Typer(help="Training targets for a whole data set, in Parquet.", invoke_without_command=True)
+
+
+class MetricChoice(enum.StrEnum):
+    """What `--metric` takes."""
+
+    pixels = "pixels"
+    unit = "unit"
+
+
+@app.callback()
+def targets(
+    context: typer.Context,
+    dataset_name: Annotated[
+        str | None,
+        typer.Option("--dataset", help=f"{', '.join(DATASETS)}; or folder: any images/ and labels/."),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=255, help="How many classes the folder's label maps have.")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Its folder: a path, s3://... or gs://...")] = None,
+    split: Annotated[str | None, typer.Option(help="Which part of it; its first by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the targets: a path or URI.")] = None,
+    grid: Annotated[str, typer.Option(help="Rows and columns of the sampling tensor.")] = "8x8",
+    smoothness: Annotated[
+        float, typer.Option("--lambda", min=0, help="Weight of smoothness in the sampling tensor.")
+    ] = 1.0,
+    target_classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose boundaries count: names with commas between, or all. The data set's by default."
+        ),
+    ] = None,
+    metric: Annotated[
+        MetricChoice, typer.Option(help="Nearest boundary in pixels, or in units of the image's sides.")
+    ] = MetricChoice.pixels,
+    cpp: Annotated[
+        str | None, typer.Option(help="Also class probabilities at these scales: 4,8,16,32.")
+    ] = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="Also the boundary map.")] = False,
+    distance: Annotated[
+        bool, typer.Option("--distance", help="Also the distance of each pixel to the boundary.")
+    ] = False,
+    workers: Annotated[str, typer.Option(help="How many at most, or auto: one a CPU.")] = "auto",
+    address: AddressOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first label map that cannot be used.")
+    ] = False,
+) -> None:
+    """Boundaries, distances, sampling tensors and class probabilities of every label map of a split.
+
+    Started again, it does what is left.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if dataset_name is None or root is None or out is None:
+        fail("--dataset, --root and --out are needed")
+    known = known_dataset(dataset_name, classes)
+    spec = TargetSpec(
+        _grid(grid), smoothness, _target_classes(target_classes, known), metric.value, _scales(cpp),
+        boundary, distance,
+    )  # fmt: skip
+    split = split or next(iter(known.splits))
+    if split not in known.splits:
+        fail(f"--split is '{split}': {known.name} has {', '.join(known.splits)}")
+    count = parse_workers(workers)
+    with clear_errors():
+        source, target = Storage(root), Storage(out)
+        found = preprocess.find(source, known, split)
+        with ray_cluster(address, count), _bar() as bar:
+            task = bar.add_task("label maps", total=len(found.frames), failed=0, rate="")
+
+            def show(done: preprocess.Progress) -> None:
+                bar.update(
+                    task,
+                    completed=done.before + done.done + len(done.failures),
+                    failed=len(done.failures),
+                    rate=f"{done.done / done.seconds:.0f}/s" if done.seconds else "",
+                )
+
+            begun = time.monotonic()
+            if strict and found.problems:
+                fail(found.problems[0])
+            done = preprocess.run(found.frames, source, target, known, split, spec, count, strict, show)
+        summary = {
+            **asdict(done), "without_counterpart": found.problems,
+            "total_seconds": round(time.monotonic() - begun, 3),
+        }  # fmt: skip
+        target.write(preprocess.SUMMARY, json.dumps(summary, indent=2).encode())
+    left_out = [r if path in r else f"{path}: {r}" for path, r in done.failures.items()] + found.problems
+    for reason in left_out:
+        console.print(f"[red]left out:[/] {reason}", soft_wrap=True, highlight=False)
+    print(_line(done, len(left_out), out))
+    raise typer.Exit(1 if left_out else 0)
+
+
+@app.command()
+def show(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder that `fullres targets` wrote.")],
+    root: Annotated[str, typer.Option(help="The data set's folder.")],
+    pictures: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="A label map's key, as in the files. Given again: one more.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many, from the first, if no key is given.")] = 3,
+) -> None:
+    """Pictures of targets: boundary on the label map, the grid on the image, distances, class
+    probabilities."""
+    with clear_errors():
+        source, target = Storage(root), Storage(out)
+        settings = preprocess.settings_of(target)
+        is_folder = settings["dataset"] == "folder"
+        known = known_dataset(settings["dataset"], len(settings["classes"]) if is_folder else None)
+        frames = {frame.key: frame for frame in preprocess.find(source, known, settings["split"]).frames}
+        parts = [target.path + "/" + name for name in target.names() if name.endswith(".parquet")]
+        table = pyarrow.dataset.dataset(parts, filesystem=target.files)
+        rows = table.filter(pyarrow.dataset.field("key").isin(key)) if key else table
+        shown = rows.head(len(key) if key else count).to_pylist()
+        if missing := sorted(set(key or []) - {row["key"] for row in shown}):
+            fail(f"--key: {out} has no {missing[0]}")
+        for row in shown:
+            frame = frames[row["key"]]
+            labels = known.decode(source.read(str(frame.labels)), frame.labels)
+            image = decode_image(source.read(str(frame.image)), frame.image)
+            for name, picture in _pictures(row, labels, image, known, settings).items():
+                path = pictures / f"{row['key']}_{name}.png"
+                write_png(path, picture)
+                print(path)
+
+
+def _pictures(
+    row: dict[str, Any], labels: Any, image: Any, known: Dataset, settings: dict[str, Any]
+) -> dict[str, Any]:
+    wanted = settings["target_classes"]
+    ids = None if wanted is None else [known.classes.index(name) for name in wanted]
+    boundary = boundary_map(labels, known.ignore_index, ids)
+    made = {
+        "boundary": target_pictures.boundary_picture(labels, boundary, known.palette),
+        "grid": target_pictures.grid_picture(
+            image, np.array(row["phi"], np.float32).reshape(*settings["grid"], 2)
+        ),
+    }
+    if "distance" in row:
+        made["distance"] = target_pictures.distance_picture(_array(row["distance"]))
+    for scale in settings["cpp"]:
+        made[f"cpp_{scale}"] = target_pictures.probability_picture(_array(row[f"cpp_{scale}"]), known.classes)
+    return made
+
+
+def _array(value: dict[str, Any]) -> np.ndarray:
+    return np.array(value["data"], np.float32).reshape(value["shape"])
+
+
+def _grid(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(int(match[1]), int(match[2])) < 2:
+        fail(f"--grid is '{text}': rows x columns, each at least 2, e.g. 8x8")
+    return int(match[1]), int(match[2])
+
+
+def _scales(text: str | None) -> tuple[int, ...]:
+    scales = [] if text is None else text.split(",")
+    if not all(scale.isdecimal() and int(scale) >= 1 for scale in scales):
+        fail(f"--cpp is '{text}': whole numbers with commas between, e.g. 4,8,16,32")
+    return tuple(sorted({int(scale) for scale in scales}))
+
+
+def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
+    if text is None:
+        return known.targets or None
+    if text == "all":
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known.classes:
+            fail(f"--target-classes: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
+    return names
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[rate]}  {task.fields[failed]} left out"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+
+
+def _line(done: preprocess.Progress, left_out: int, out: str) -> str:
+    parts = [f"targets of {done.done} label maps in {done.seconds:.0f} s"]
+    if done.before:
+        parts.append(f"{done.before} done before")
+    if left_out:
+        parts.append(f"{left_out} left out")
+    return f"{', '.join(parts)}; in {out}"

@@ -1,0 +1,191 @@
+"""Training losses, and each paper's objective as a function of what its network returns in training.
+
+Unless said otherwise logits are N x C x H x W, at the labels' size (how they get there is the network's own)
+and of any float dtype; labels are N x H x W int64, class ids 0..C-1 and `ignore_index`. A loss is a scalar,
+computed in fp32, or in fp64 of double logits. If all pixels are ignored it is 0, and so is its gradient.
+Labels that don't belong are torch's to refuse: an IndexError or RuntimeError on CPU, an assertion on CUDA.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fullres.ops.rmi import binary_cross_entropy, rmi_loss
+
+_AUXILIARY = 0.4  # PSPNet, Sec. 5.1
+_PER_SCALE = 0.05  # SeeThroughNet, gamma of Eq. 7
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """Softmax cross entropy, mean over labelled pixels of the batch."""
+    labelled = labels != ignore_index
+    return _pixel_losses(logits, labels, ignore_index).sum() / labelled.sum().clamp(min=1)
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    threshold: float = 0.9,
+    least_kept: int = 131072,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Cross entropy with online hard example mining (SPGNet, Sec. 4.4), by HRNet's rule: mean over the pixels
+    whose true class is given a probability below `threshold`, or over the `least_kept` hardest if those are
+    more.
+
+    SPGNet prints neither number; the defaults are HRNet's. The hardest are those of the batch, all labelled
+    pixels if there are no more than `least_kept`. HRNet's code leaves out the easiest pixel where all are
+    kept, and all pixels as easy as the easiest kept one, which can be every one: here exactly `least_kept`
+    count.
+    """
+    losses = _pixel_losses(logits, labels, ignore_index)  # 0 where ignored: never among the hard ones
+    hard = losses > -math.log(threshold)
+    hard_mean = (losses * hard).sum() / hard.sum().clamp(min=1)
+    hardest = losses.flatten().topk(min(least_kept, losses.numel()), sorted=False).values
+    hardest_mean = hardest.sum() / (labels != ignore_index).sum().clamp(min=1, max=least_kept)
+    return torch.where(hard.sum() < least_kept, hardest_mean, hard_mean)
+
+
+def class_probability_kl(logits: Tensor, target: Tensor) -> Tensor:
+    """L_cpp: how far the prediction is from the shares of the classes in each cell (SeeThroughNet, Eq. 2).
+
+    KL(target || prediction): Eq. 2 prints it the other way round, which is infinite wherever a class is
+    absent from a cell. Zero shares add nothing here.
+
+    Ignored pixels are a class of their own or left out, as the logits have a channel for them or not:
+
+    - C + 1 channels, as the paper has it (20 for Cityscapes): the network predicts the ignored share too, and
+      every cell counts alike, the mean over N x h x w.
+    - C channels: the prediction is compared with the shares of the labelled pixels, and a cell counts by its
+      labelled share. So labelled pixels count alike, wherever they are, and ignored ones not at all; the
+      gradient is that of the pixels' cross entropy with the logits repeated over each (whole) cell.
+
+    Args:
+        logits: N x C x h x w or N x (C + 1) x h x w.
+        target: N x (C + 1) x h x w float, the last channel the ignored share. Of `class_probability`
+            with "renormalise", N x C x h x w, empty cells are left out.
+
+    Raises:
+        ValueError: shapes that don't go together.
+    """
+    n, channels, height, width = logits.shape
+    if target.shape not in ((n, channels, height, width), (n, channels + 1, height, width)):
+        raise ValueError(
+            f"logits are {tuple(logits.shape)}, target is {tuple(target.shape)}: they must be alike, or the "
+            f"target has one channel more, for ignored pixels"
+        )
+    log_prediction = F.log_softmax(_at_least_fp32(logits), dim=1)
+    shares = target[:, :channels].to(log_prediction.dtype)
+    weight = shares.sum(1)
+    # With t = w p: w KL(p || q) = sum t log t - sum t log q - w log w, and nothing is divided by a w of 0.
+    total = F.kl_div(log_prediction, shares, reduction="sum") - torch.xlogy(weight, weight).sum()
+    return total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def sampling_tensor_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared L2 distance of sampling tensors, mean over the batch ("Learning Downsampling Near Semantic
+    Boundaries", Sec. 3.1).
+
+    A sum over the grid, as the energy is that the target minimises.
+
+    Args:
+        prediction, target: N x h x w x 2 float, relative coordinates.
+    """
+    difference = _at_least_fp32(prediction) - target
+    return difference.square().sum() / len(target)
+
+
+def auxiliary_objective(
+    logits: Tensor, auxiliary: Sequence[Tensor], labels: Tensor, ignore_index: int = 255
+) -> Tensor:
+    """Cross entropy, and 0.4 times that of each auxiliary head.
+
+    PSPNet (Sec. 4 and 5.1) has one, after the fourth stage; OCRNet one, the soft regions; SeeThroughNet's
+    baselines with up-sampled logits four (Sec. 4.1).
+    """
+    heads = [cross_entropy(head, labels, ignore_index) for head in auxiliary]
+    return cross_entropy(logits, labels, ignore_index) + _AUXILIARY * sum(heads)
+
+
+def spgnet_objective(
+    stages: Sequence[Tensor], labels: Tensor, ohem: bool = True, ignore_index: int = 255
+) -> Tensor:
+    """SPGNet, Sec. 3.4: the sum of the losses of all stages' predictions, the last one's like the others'.
+
+    `ohem`: hard examples at every stage (Sec. 4.4), or all pixels.
+    """
+    loss = ohem_cross_entropy if ohem else cross_entropy
+    return torch.stack([loss(logits, labels, ignore_index=ignore_index) for logits in stages]).sum()
+
+
+def class_probability_objective(
+    logits: Tensor,
+    heads: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    labels: Tensor,
+    auxiliary: Sequence[Tensor] = (),
+    weight: float = _AUXILIARY,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Class probabilities for any network's auxiliary heads, four in SeeThroughNet's Sec. 4.1: the network's
+    cross entropy, and the heads' KL losses.
+
+    The paper gives these networks no weights: 0.4 is what the same heads have with cross entropy, which the
+    KL loss takes the place of.
+
+    Args:
+        heads: logits of the auxiliary heads at their own resolution, as `class_probability_kl` takes them.
+        targets: class probabilities at the scale of each head.
+        auxiliary: logits at the labels' size that keep their cross entropy: OCRNet's soft regions.
+    """
+    return auxiliary_objective(logits, auxiliary, labels, ignore_index) + weight * _decoder(heads, targets)
+
+
+def seethroughnet_objective(
+    joint: Tensor,
+    half: Tensor,
+    full: Tensor,
+    heads: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    labels: Tensor,
+    auxiliary: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """SeeThroughNet, Eq. 7: RMI of the final prediction, KL losses in the decoder, and 0.05 times the cross
+    entropy of the two resolutions' own predictions.
+
+    Cross entropies are of each class against the rest, as in the two-scale network that Eq. 7 builds on:
+    `joint` is a mixture of `half` and `full`, and RMI takes it through a sigmoid.
+
+    Args:
+        joint, half, full: N x C x H x W logits: both resolutions, half resolution (interpolated), full.
+        heads: the decoder's coarse predictions, three at each resolution, at their own size.
+        targets: class probabilities of those sizes. With scales 4, 8, 16 the heads at full resolution take
+            those of (4, 8, 16) and the heads at half resolution those of (8, 16, 32).
+        auxiliary: where the OCR head has an auxiliary prediction of its own, its N x C x H x W logits from
+            both resolutions, with weight 0.4. Not in Eq. 7, but in the network that it builds on, whose
+            objective this is without `heads`.
+    """
+    loss = rmi_loss(joint, labels, ignore_index) + _decoder(heads, targets)
+    for logits in (half, full):
+        loss = loss + _PER_SCALE * binary_cross_entropy(logits, labels, ignore_index)
+    if auxiliary is not None:
+        loss = loss + _AUXILIARY * binary_cross_entropy(auxiliary, labels, ignore_index)
+    return loss
+
+
+def _decoder(heads: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor | float:
+    """Eq. 6."""
+    return sum(class_probability_kl(*pair) for pair in zip(heads, targets, strict=True))
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross entropy of each pixel, N x H x W; 0 where it is ignored."""
+    return F.cross_entropy(_at_least_fp32(logits), labels, ignore_index=ignore_index, reduction="none")

@@ -1,0 +1,167 @@
+"""A data set's frames: which image and which label map belong together, found by name alone.
+
+`match_frames` works on names under a root, wherever that is; `find_frames` and `frames` on local folders.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from zlib import crc32
+
+from fullres.pipeline.datasets.dataset import Dataset, Split
+from fullres.pipeline.datasets.pairs import LABEL_SUFFIXES, FilesError
+from fullres.pipeline.images import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image and its label map. `key` names the frame in its data set, without endings and suffix."""
+
+    image: Path
+    labels: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a split, sorted by key.
+
+    Attributes:
+        frames: with image and label map.
+        images_without_labels: files.
+        labels_without_image: files.
+        missing: keys that a list file names, of which there is neither.
+    """
+
+    frames: list[Frame]
+    images_without_labels: list[Path]
+    labels_without_image: list[Path]
+    missing: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What lacks its counterpart, a line each."""
+        return [
+            *(f"{path}: no label map" for path in self.images_without_labels),
+            *(f"{path}: no image" for path in self.labels_without_image),
+            *(f"{key}: neither image nor label map" for key in self.missing),
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self.frames or self.problems)
+
+
+def frames(dataset: Dataset, root: str | Path, split: str) -> list[Frame]:
+    """The frames of a split under the local folder `root`, sorted by key.
+
+    Raises:
+        ValueError: no such split.
+        FilesError: nothing of the split, or files without their counterpart; all are named.
+    """
+    found = find_frames(dataset, root, split)
+    if not found:
+        raise nothing_found(dataset, root, split)
+    if found.problems:
+        raise FilesError(f"files without their counterpart ({len(found.problems)}):", found.problems)
+    return found.frames
+
+
+def find_frames(dataset: Dataset, root: str | Path, split: str) -> Found:
+    """What there is of a split under the local folder `root`, with paths that start with it.
+
+    Raises:
+        ValueError: no such split.
+        FilesError: no such folder, or two images of one frame.
+    """
+    root, where = Path(root), dataset.split(split)
+    if not root.is_dir():
+        raise FilesError(f"{root}: no such folder", [])
+    names = [
+        (Path(folder) / file).relative_to(root).as_posix()
+        for pattern in (where.images, where.labels)
+        for top in root.glob(pattern)
+        for folder, _, files in os.walk(top, followlinks=True)
+        for file in files
+    ]
+    listed = None
+    if where.lists is not None:
+        listed = [line for path in root.glob(where.lists) for line in path.read_text().splitlines()]
+    found = match_frames(dataset, split, names, listed)
+    return Found(
+        [replace(frame, image=root / frame.image, labels=root / frame.labels) for frame in found.frames],
+        [root / path for path in found.images_without_labels],
+        [root / path for path in found.labels_without_image],
+        found.missing,
+    )
+
+
+def match_frames(
+    dataset: Dataset, split: str, names: Iterable[str], listed: Iterable[str] | None = None
+) -> Found:
+    """What there is of a split among `names`, POSIX paths relative to a root; other files may be among them.
+
+    Where a frame's labels are stored in two ways, the first of `dataset.encodings` counts.
+
+    Args:
+        listed: the lines of the files that match `Split.lists`, where a split has such. A line names a frame
+            by its key, or by its image's path up to the first tab.
+
+    Raises:
+        ValueError: no such split.
+        FilesError: two images of one frame.
+    """
+    where = dataset.split(split)
+    files = sorted(name for name in names if not PurePosixPath(name).name.startswith("."))
+    images: dict[str, Path] = {}
+    for name, stem in _files_in(where.images, files, SUFFIXES):
+        key = stem.removesuffix(dataset.image_ending)
+        if key in images:
+            raise FilesError("two images for one frame:", [str(images[key]), name])
+        images[key] = Path(name)
+    labels: dict[str, Path] = {}
+    maps = _files_in(where.labels, files, LABEL_SUFFIXES)
+    for ending in dataset.encodings:
+        for name, stem in maps:
+            if dataset.label_ending(name) == ending:
+                labels.setdefault(stem.removesuffix(ending), Path(name))
+    keys = _keys(where, dataset.image_ending, images.keys() | labels.keys(), listed)
+    return Found(
+        [Frame(images[key], labels[key], key) for key in keys if key in images and key in labels],
+        [images[key] for key in keys if key in images and key not in labels],
+        [labels[key] for key in keys if key in labels and key not in images],
+        [key for key in keys if key not in images and key not in labels],
+    )
+
+
+def nothing_found(dataset: Dataset, root: str | Path, split: str) -> FilesError:
+    """The error that says where a split's files were looked for."""
+    where = dataset.split(split)
+    ending = next(iter(dataset.encodings))
+    places = [f"images in {where.images}/", f"label maps in {where.labels}/ (*{ending}.png)"]
+    if where.lists is not None:
+        places.append(f"frames listed in {where.lists}")
+    return FilesError(f"{root}: nothing of the split {split} of {dataset.name}: {', '.join(places)}", [])
+
+
+def _keys(where: Split, image_ending: str, there: Iterable[str], listed: Iterable[str] | None) -> list[str]:
+    if where.lists is not None:
+        named = {line.split("\t")[0].strip() for line in listed or ()} - {""}
+        stems = dict(_files_in(where.images, named, SUFFIXES))
+        return sorted({stems.get(name, name).removesuffix(image_ending) for name in named})
+    if where.part is not None:
+        there = sorted(there, key=lambda key: (crc32(key.encode()), key))[where.part]
+    return sorted(there)
+
+
+def _files_in(folder: str, names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(name, stem) of the files in a folder; the stem is what stands for `*` and behind the folder, less
+    suffix."""
+    pattern = re.compile(re.escape(folder).replace(r"\*", "([^/]+)") + r"/(.+)(\.[^./]+)")
+    matches = ((name, pattern.fullmatch(name)) for name in names)
+    return [
+        (name, "/".join(match.groups()[:-1]))
+        for name, match in matches
+        if match and match.groups()[-1].lower() in suffixes
+    ]

@@ -1,0 +1,62 @@
+"""Training targets of one label map: what the boundary-aware sampler and CPP losses learn from.
+
+"Efficient Segmentation: Learning Downsampling Near Semantic Boundaries", Sec. 3.1: boundary map, distances to
+it, sampling tensor. "SeeThroughNet", Sec. 3.1: class probabilities at coarser resolutions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fullres.ops.boundary import boundary_map
+from fullres.ops.class_probability import class_probability_pyramid
+from fullres.ops.nearest import nearest_boundary
+from fullres.ops.sampling_solve import sampling_tensor
+from fullres.pipeline.datasets import Dataset
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """Which targets, and how. Together with the label maps it determines every value.
+
+    grid: (h, w) of the sampling tensor. smoothness: lambda of Eq. 2, per grid index. target_classes: names of
+    the classes whose boundaries count; None: all. metric: "pixels", nearest in pixels as the paper's author
+    computes it, or "unit", in the paper's relative coordinates. cpp: scales of the class probabilities.
+    """
+
+    grid: tuple[int, int] = (8, 8)
+    smoothness: float = 1.0
+    target_classes: tuple[str, ...] | None = None
+    metric: Literal["pixels", "unit"] = "pixels"
+    cpp: tuple[int, ...] = ()
+    boundary: bool = False
+    distance: bool = False
+
+
+def targets_of(labels: np.ndarray, dataset: Dataset, spec: TargetSpec) -> dict[str, np.ndarray]:
+    """The targets of a label map (H x W uint8 trainIds), by column name.
+
+    "phi": h x w x 2 float32, relative coordinates (row, column) in [0, 1]. "cpp_4" and so on: (K + 1) x
+    ceil(H/s) x ceil(W/s) float32, the ignored share as the last channel. "boundary": H x W uint8, 1 on a
+    boundary. "distance": H x W float32, to the nearest boundary pixel, in pixels or, with the metric "unit",
+    in units of the image's sides; infinite where there is no boundary at all.
+    """
+    wanted = None if spec.target_classes is None else [dataset.classes.index(n) for n in spec.target_classes]
+    ignored = dataset.ignore_index
+    phi = sampling_tensor(labels, spec.grid, spec.smoothness, ignored, wanted, spec.metric)
+    targets = {"phi": phi.astype(np.float32)}
+    if spec.boundary or spec.distance:
+        boundary = boundary_map(labels, ignored, wanted)
+        if spec.boundary:
+            targets["boundary"] = boundary.view(np.uint8)
+        if spec.distance:
+            targets["distance"] = (
+                nearest_boundary(boundary, spec.metric)[1]
+                if boundary.any()
+                else np.full(labels.shape, np.inf, np.float32)
+            )
+    if spec.cpp:
+        pyramid = class_probability_pyramid(labels, spec.cpp, len(dataset.classes))
+        targets |= {f"cpp_{scale}": probability for scale, probability in zip(spec.cpp, pyramid, strict=True)}
+    return targets

@@ -1,0 +1,164 @@
+"""`fullres targets` from label maps in files to Parquet."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.pipeline.datasets import dataset
+from fullres.pipeline.images import read_image, write_png
+from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.targets import TargetSpec, targets_of
+
+GRID = ("--grid", "4x5", "--lambda", 0.5, "--cpp", "8,4")
+
+
+def targets(*arguments):
+    return CliRunner().invoke(app, ["targets", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three street scenes as `fullres scenes` lays them out, many times."""
+    root = tmp_path_factory.mktemp("scenes")
+    for index in range(64):
+        image, labels = render_scene(index % 3, 150 + index % 3, 260)
+        write_png(root / f"images/{index:02}.png", image)
+        write_png(root / f"labels/{index:02}.png", labels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    result = targets(
+        "--dataset", "scenes", "--root", root, "--split", SPLIT, "--out", out, *GRID, "--distance"
+    )
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+SPLIT = next(iter(dataset("scenes").splits))
+
+
+def test_the_last_line_and_the_summary_say_what_was_done(made):
+    out, result = made
+    line = result.stdout.splitlines()[-1]
+    assert line.startswith("targets of 64 label maps in ")
+    assert line.endswith(f"in {out}")
+    summary = json.loads((out / "_summary.json").read_text())
+    assert (summary["maps"], summary["done"], summary["failures"]) == (64, 64, {})
+    assert sum(summary["by_node"].values()) == 64
+
+
+def test_three_lines_of_pyarrow_read_them(made, root):
+    out, _ = made
+    table = pq.read_table(out).sort_by("key")
+    phi = table["phi"].combine_chunks().to_numpy_ndarray()
+    cpp = [np.reshape(c["data"], c["shape"]) for c in table["cpp_8"].to_pylist()]
+    spec = TargetSpec((4, 5), 0.5, cpp=(4, 8))
+    expected = [
+        targets_of(render_scene(i % 3, 150 + i % 3, 260)[1], dataset("scenes"), spec) for i in range(3)
+    ]
+    assert phi.shape == (64, 4, 5, 2)
+    for index in range(64):
+        np.testing.assert_array_equal(phi[index], expected[index % 3]["phi"])
+        np.testing.assert_array_equal(cpp[index], expected[index % 3]["cpp_8"])
+
+
+def test_three_lines_of_pandas_read_them(made):
+    table = pd.read_parquet(made[0])
+    row = table[table.key == "07"].iloc[0]
+    distance = np.reshape(row.distance["data"], row.distance["shape"])
+    assert distance.shape == (row.height, row.width) == (151, 260)
+
+
+def test_pictures_of_them(made, root, tmp_path):
+    arguments = ["show", made[0], "--root", root, "--pictures", tmp_path, "--key", "05"]
+    result = targets(*arguments)
+    assert result.exit_code == 0, result.output
+    names = [Path(line).name for line in result.stdout.splitlines()]
+    assert names == [f"05_{n}.png" for n in ("boundary", "grid", "distance", "cpp_4", "cpp_8")]
+    picture = read_image(tmp_path / "05_boundary.png")
+    assert picture.shape == (152, 260, 3)
+    assert (picture == 255).all(-1).any()
+    assert targets(*arguments[:-1], "none").exit_code == 2
+
+
+def test_a_killed_driver_goes_on_where_it_was(made, root, tmp_path):
+    out = tmp_path / "out"
+    asked = ["--dataset", "scenes", "--root", root, "--split", SPLIT, "--out", out, *GRID, "--distance"]
+    command = [sys.executable, "-m", "fullres.jobs.cli", "targets", *map(str, asked)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (before := list(out.glob("part-*.parquet"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    if len(before) == 4:
+        pytest.skip("the job was done before it could be killed")
+    time.sleep(2)  # its workers end with it
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert " done before" in done.stdout
+    assert {p.name: p.read_bytes() for p in out.glob("part-*")} == {
+        p.name: p.read_bytes() for p in made[0].glob("part-*")
+    }
+    assert not list(out.glob(".part*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "scenes"], "--dataset, --root and --out are needed"),
+        (["--dataset", "kitti"], "--dataset: no data set 'kitti'"),
+        (["--dataset", "folder"], "--classes: say how many"),
+        (["--grid", "8"], "--grid is '8': rows x columns"),
+        (["--grid", "1x8"], "--grid is '1x8': rows x columns, each at least 2"),
+        (["--cpp", "4,x"], "--cpp is '4,x': whole numbers"),
+        (["--cpp", "0"], "--cpp is '0': whole numbers"),
+        (["--target-classes", "pole,tree"], "'tree' is no class of scenes: road, sidewalk,"),
+        (["--split", "none"], "--split is 'none': scenes has all"),
+        (["--root", "nowhere"], "nowhere: nothing of the split"),
+        (["--workers", "0"], "'0' is no number of workers"),
+        (["--out", "/dev/null/x"], "/dev/null"),
+        (["--out", "ftp://host/x"], "ftp://host/x"),
+    ],
+)
+def test_mistakes_are_one_clear_error_before_work(root, tmp_path, arguments, message):
+    given = {"--dataset": "scenes", "--root": root, "--out": tmp_path / "out", "--split": SPLIT}
+    if arguments == ["--dataset", "scenes"]:
+        given = {}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    result = targets(*[word for pair in given.items() for word in pair])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("out/part*"))
+
+
+def test_faulty_maps_are_named_and_the_rest_is_done(root, tmp_path):
+    for path in sorted(root.glob("*/0*.png")):
+        (tmp_path / "root" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / path.relative_to(root)).write_bytes(path.read_bytes())
+    cv2.imwrite(str(tmp_path / "root/labels/03.png"), np.full((150, 260), 19, np.uint8))
+    (tmp_path / "root/images/04.png").unlink()
+    asked = ["--dataset", "scenes", "--root", tmp_path / "root", "--split", SPLIT, *GRID]
+    result = targets(*asked, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    told = " ".join(result.stderr.split())
+    assert "labels/03.png: label ids [19] don't belong to scenes" in told
+    assert "labels/04.png: no image" in told
+    assert "targets of 8 label maps" in result.stdout
+    assert "2 left out" in result.stdout
+    assert targets(*asked, "--out", tmp_path / "strict", "--strict").exit_code == 2
