@@ -26,11 +26,15 @@ _RETURN = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
 
 def suit_allocator(peak_bytes: int, budget: int) -> None:
     """Keep freed memory if work that has `peak_bytes` in use at its peak stays within `budget` bytes so, else
-    return it. Nothing without glibc."""
+    return it."""
+    keep_freed_memory(_GROWTH * peak_bytes <= budget)
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """For this process, or return it to the system, at once what is free now. Nothing without glibc."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    keep = _GROWTH * peak_bytes <= budget
     for parameter, value in (_KEEP if keep else _RETURN).items():
         libc.mallopt(parameter, value)
     if not keep:

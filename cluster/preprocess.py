@@ -20,6 +20,7 @@ from zlib import crc32
 import ray
 import ray.data
 
+from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resident_bytes
 from fullres.cluster.storage import Storage
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.layout import Found, Frame, match_frames, nothing_found
@@ -27,8 +28,8 @@ from fullres.pipeline.target_files import parameters, read_metadata, write_targe
 from fullres.pipeline.targets import TargetSpec
 
 # Maps of a shard: enough that starting its task does not count, few enough that a restart repeats little.
-_SHARD = (16, 64)
-_SHARDS = 128  # of the smallest size, then they grow
+_SHARD = (32, 256)
+_SHARDS = 64  # of the smallest size, then they grow
 # Names that readers of a folder of Parquet files leave out.
 _SETTINGS, SUMMARY = "_targets.json", "_summary.json"
 # A shard whose workers died so often is the cause, not the victim.
@@ -50,6 +51,8 @@ class Progress:
     bytes_read: int = 0
     seconds: float = 0.0
     by_node: dict[str, int] = field(default_factory=dict)  # maps
+    resident_bytes: int = 0  # of the worker that reported last
+    peak_bytes: int = 0  # resident in a worker at most
 
 
 def find(root: Storage, dataset: Dataset, split: str) -> Found:
@@ -112,6 +115,8 @@ def run(
         progress.failures |= failures
         progress.bytes_read += row["bytes_read"]
         progress.by_node[row["node"]] = progress.by_node.get(row["node"], 0) + row["done"]
+        progress.resident_bytes = row["resident_bytes"]
+        progress.peak_bytes = max(progress.peak_bytes, row["peak_bytes"])
         progress.seconds = time.monotonic() - begun
         report(progress)
     out.sweep("", "part-")
@@ -142,6 +147,7 @@ def _results(
     """A row for each shard, as they are done."""
 
     def compute(row: dict[str, Any]) -> dict[str, Any]:
+        keep_freed_memory(True)  # maps are alike: what one gives back the next one needs
         frames = row["frames"]
         own = {**settings, "names_sha256": _digest(frames)}
         with out.create(part_name(row["index"])) as sink:
@@ -151,6 +157,8 @@ def _results(
             "failures": json.dumps(done.failures),
             "bytes_read": done.bytes_read,
             "node": ray.get_runtime_context().get_node_id(),
+            "resident_bytes": resident_bytes(),
+            "peak_bytes": peak_resident_bytes(),
         }
 
     if not todo:

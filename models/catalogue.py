@@ -7,7 +7,7 @@ from functools import partial
 from torch import nn
 
 from fullres.models.fcn import FCN8s, FCN32s
-from fullres.models.resnet import DEPTHS, ResNet
+from fullres.models.resnet import ResNet
 from fullres.models.smp import SMP, subsampling_resnet
 
 Network = SMP | FCN32s | FCN8s
@@ -34,10 +34,12 @@ def _fcn8s(depth: int, num_classes: int, width: float = 1.0) -> FCN8s:
     return FCN8s(ResNet(depth, width), num_classes)
 
 
+_DEPTHS = (18, 34, 50, 101, 152)
+
 CATALOGUE: dict[str, Entry] = {
     f"{family}{depth}": Entry(f"{family}{depth}", partial(build, depth), "Split-Merge Pooling")
     for family, build in (("smp", _smp), ("fcn32s", _fcn32s), ("fcn8s", _fcn8s))
-    for depth in DEPTHS
+    for depth in _DEPTHS
 }
 
 

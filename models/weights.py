@@ -15,6 +15,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fullres.models.catalogue import CATALOGUE, Network, build
+from fullres.models.hrnet import HRNet
+from fullres.models.mobilenet import MobileNetV2
+from fullres.models.resnet import ResNet
+
+# What published checkpoints hold beside the features, by prefix of the key.
+NOT_FEATURES: dict[type[nn.Module], tuple[str, ...]] = {
+    ResNet: ("fc.",),
+    MobileNetV2: ("features.18.", "classifier."),
+    HRNet: (
+        *("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),  # ImageNet
+        *("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head."),  # segmentation
+    ),
+}
 
 
 class WeightsError(ValueError):
@@ -47,7 +60,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
     """All tensors of a file, and its own metadata if it is the project's. Raises WeightsError.
 
     `.pth` and `.pt` are read without unpickling code; a `state_dict` or `model` entry and the prefixes
-    `module.` and `model.` that training frameworks put in front are taken off.
+    `module.` and `model.` that training frameworks put in front are taken off, and the loss's own tensors
+    (`loss.criterion.weight` in HRNet's checkpoints) left out.
     """
     if not path.is_file():
         raise WeightsError(f"weights {path}: no such file")
@@ -75,6 +89,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise WeightsError(f"weights {path}: holds no state dict of tensors")
+    loaded = {name: t for name, t in loaded.items() if not name.startswith("loss.")}
     for prefix in ("module.", "model."):
         if loaded and all(name.startswith(prefix) for name in loaded):
             loaded = {name.removeprefix(prefix): t for name, t in loaded.items()}
@@ -107,11 +122,24 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:
-    """Fill a ResNet from a torchvision classifier's checkpoint; its fully connected layer is left out."""
+    """Fill a ResNet, MobileNetV2 or HRNet from a published checkpoint that has its authors' key names.
+
+    Those are torchvision's (ResNet, MobileNetV2), hszhao/semseg's (ResNet with the deep stem) and the HRNet
+    authors' (ImageNet or segmentation). What belongs to the classifier or a segmentation head
+    (`NOT_FEATURES`) is left out; the rest must fit. Raises WeightsError.
+    """
     state, _ = read_state(path)
-    load_state(
-        backbone, {n: t for n, t in state.items() if not n.startswith("fc.")}, f"backbone weights {path}"
-    )
+    state = {n: t for n, t in state.items() if not n.startswith(NOT_FEATURES[type(backbone)])}
+    load_state(backbone, state, f"backbone weights {path}")
+
+
+def load_published(network: nn.Module, path: Path) -> None:
+    """Fill a segmentation network from its authors' checkpoint, where the keys of the backbone stand beside
+    those of the head instead of behind `backbone.`. Raises WeightsError."""
+    state, _ = read_state(path)
+    own = network.state_dict()
+    state = {f"backbone.{n}" if f"backbone.{n}" in own else n: t for n, t in state.items()}
+    load_state(network, state, f"weights {path}")
 
 
 def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:

@@ -2,9 +2,13 @@
 
 import typer
 
+from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
 from fullres.jobs.bench.smp import smp
+from fullres.jobs.bench.targets import targets
 
 app = typer.Typer(help="Side-by-side measurements, in one run.", no_args_is_help=True)
 app.command()(smp)
 app.command()(scaling)
+app.command()(sampling)
+app.command()(targets)

@@ -11,6 +11,7 @@ import numpy as np
 from fullres.pipeline.images import decode_labels, read_bytes
 
 Encoding = Mapping[int, int | None]
+_UNKNOWN = 254  # no trainId of any data set, nor its ignore_index
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,20 @@ class Dataset:
             endings = ", ".join(f"*{ending}" for ending in self.encodings)
             raise ValueError(f"{path}: label files of {self.name} are named {endings}")
         encoding = self.encodings[ending]
-        values = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()
-        unknown = [value for value in values if value not in encoding]
-        if unknown:
+        train_ids = cv2.LUT(stored, self._tables[ending])
+        if (train_ids == _UNKNOWN).any():
+            unknown = [value for value in np.unique(stored).tolist() if value not in encoding]
             raise ValueError(f"{path}: label ids {unknown} don't belong to {self.name} ({_ranges(encoding)})")
-        return cv2.LUT(stored, self._tables[ending])
+        return train_ids
 
     @cached_property
     def _tables(self) -> dict[str, np.ndarray]:
+        """By ending: of each stored value its trainId, `_UNKNOWN` where it does not belong."""
         tables = {}
         for ending, encoding in self.encodings.items():
-            table = np.full(256, self.ignore_index, np.uint8)
+            table = np.full(256, _UNKNOWN, np.uint8)
             for value, train_id in encoding.items():
-                if train_id is not None:
-                    table[value] = train_id
+                table[value] = self.ignore_index if train_id is None else train_id
             tables[ending] = table
         return tables
 

@@ -21,6 +21,7 @@ from fullres.pipeline.images import read_image, write_png
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.targets import TargetSpec, targets_of
 
+COUNT = 160  # five files
 GRID = ("--grid", "4x5", "--lambda", 0.5, "--cpp", "8,4")
 
 
@@ -32,10 +33,10 @@ def targets(*arguments):
 def root(tmp_path_factory):
     """Three street scenes as `fullres scenes` lays them out, many times."""
     root = tmp_path_factory.mktemp("scenes")
-    for index in range(64):
+    for index in range(COUNT):
         image, labels = render_scene(index % 3, 150 + index % 3, 260)
-        write_png(root / f"images/{index:02}.png", image)
-        write_png(root / f"labels/{index:02}.png", labels)
+        write_png(root / f"images/{index:03}.png", image)
+        write_png(root / f"labels/{index:03}.png", labels)
     return root
 
 
@@ -55,11 +56,11 @@ SPLIT = next(iter(dataset("scenes").splits))
 def test_the_last_line_and_the_summary_say_what_was_done(made):
     out, result = made
     line = result.stdout.splitlines()[-1]
-    assert line.startswith("targets of 64 label maps in ")
+    assert line.startswith(f"targets of {COUNT} label maps in ")
     assert line.endswith(f"in {out}")
     summary = json.loads((out / "_summary.json").read_text())
-    assert (summary["maps"], summary["done"], summary["failures"]) == (64, 64, {})
-    assert sum(summary["by_node"].values()) == 64
+    assert (summary["maps"], summary["done"], summary["failures"]) == (COUNT, COUNT, {})
+    assert sum(summary["by_node"].values()) == COUNT
 
 
 def test_three_lines_of_pyarrow_read_them(made, root):
@@ -71,26 +72,26 @@ def test_three_lines_of_pyarrow_read_them(made, root):
     expected = [
         targets_of(render_scene(i % 3, 150 + i % 3, 260)[1], dataset("scenes"), spec) for i in range(3)
     ]
-    assert phi.shape == (64, 4, 5, 2)
-    for index in range(64):
+    assert phi.shape == (COUNT, 4, 5, 2)
+    for index in range(COUNT):
         np.testing.assert_array_equal(phi[index], expected[index % 3]["phi"])
         np.testing.assert_array_equal(cpp[index], expected[index % 3]["cpp_8"])
 
 
 def test_three_lines_of_pandas_read_them(made):
     table = pd.read_parquet(made[0])
-    row = table[table.key == "07"].iloc[0]
+    row = table[table.key == "007"].iloc[0]
     distance = np.reshape(row.distance["data"], row.distance["shape"])
     assert distance.shape == (row.height, row.width) == (151, 260)
 
 
 def test_pictures_of_them(made, root, tmp_path):
-    arguments = ["show", made[0], "--root", root, "--pictures", tmp_path, "--key", "05"]
+    arguments = ["show", made[0], "--root", root, "--pictures", tmp_path, "--key", "005"]
     result = targets(*arguments)
     assert result.exit_code == 0, result.output
     names = [Path(line).name for line in result.stdout.splitlines()]
-    assert names == [f"05_{n}.png" for n in ("boundary", "grid", "distance", "cpp_4", "cpp_8")]
-    picture = read_image(tmp_path / "05_boundary.png")
+    assert names == [f"005_{n}.png" for n in ("boundary", "grid", "distance", "cpp_4", "cpp_8")]
+    picture = read_image(tmp_path / "005_boundary.png")
     assert picture.shape == (152, 260, 3)
     assert (picture == 255).all(-1).any()
     assert targets(*arguments[:-1], "none").exit_code == 2
@@ -106,7 +107,7 @@ def test_a_killed_driver_goes_on_where_it_was(made, root, tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    if len(before) == 4:
+    if len(before) == 5:
         pytest.skip("the job was done before it could be killed")
     time.sleep(2)  # its workers end with it
     done = subprocess.run(command, capture_output=True, text=True)
@@ -148,17 +149,17 @@ def test_mistakes_are_one_clear_error_before_work(root, tmp_path, arguments, mes
 
 
 def test_faulty_maps_are_named_and_the_rest_is_done(root, tmp_path):
-    for path in sorted(root.glob("*/0*.png")):
+    for path in sorted(root.glob("*/00*.png")):
         (tmp_path / "root" / path.parent.name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / path.relative_to(root)).write_bytes(path.read_bytes())
-    cv2.imwrite(str(tmp_path / "root/labels/03.png"), np.full((150, 260), 19, np.uint8))
-    (tmp_path / "root/images/04.png").unlink()
+    cv2.imwrite(str(tmp_path / "root/labels/003.png"), np.full((150, 260), 19, np.uint8))
+    (tmp_path / "root/images/004.png").unlink()
     asked = ["--dataset", "scenes", "--root", tmp_path / "root", "--split", SPLIT, *GRID]
     result = targets(*asked, "--out", tmp_path / "out")
     assert result.exit_code == 1
     told = " ".join(result.stderr.split())
-    assert "labels/03.png: label ids [19] don't belong to scenes" in told
-    assert "labels/04.png: no image" in told
+    assert "labels/003.png: label ids [19] don't belong to scenes" in told
+    assert "labels/004.png: no image" in told
     assert "targets of 8 label maps" in result.stdout
     assert "2 left out" in result.stdout
     assert targets(*asked, "--out", tmp_path / "strict", "--strict").exit_code == 2
