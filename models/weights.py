@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fullres.models.catalogue import CATALOGUE, Network, build
 from fullres.models.hrnet import HRNet
 from fullres.models.mobilenet import MobileNetV2
+from fullres.models.pspnet import published_names
 from fullres.models.resnet import ResNet
 
 # What published checkpoints hold beside the features, by prefix of the key.
@@ -137,6 +138,7 @@ def load_published(network: nn.Module, path: Path) -> None:
     """Fill a segmentation network from its authors' checkpoint, where the keys of the backbone stand beside
     those of the head instead of behind `backbone.`. Raises WeightsError."""
     state, _ = read_state(path)
+    state = published_names(state)
     own = network.state_dict()
     state = {f"backbone.{n}" if f"backbone.{n}" in own else n: t for n, t in state.items()}
     load_state(network, state, f"weights {path}")

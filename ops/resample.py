@@ -10,6 +10,15 @@ def bilinear_reads(start: int, stop: int, in_length: int, out_length: int) -> tu
     return int(low.min()), int(high.max()) + 1
 
 
+def bilinear_reached(start: int, stop: int, in_length: int, out_length: int) -> tuple[int, int]:
+    """First and last + 1 output element that is interpolated from any of inputs start, ..., stop - 1; equal
+    where there is none."""
+    if in_length == out_length:
+        return start, stop
+    low, high, _ = _weights(torch.arange(out_length), in_length, out_length)  # both rise
+    return int(torch.searchsorted(high, start)), int(torch.searchsorted(low, stop))
+
+
 def bilinear_window(
     x: Tensor,
     origin: tuple[int, int],

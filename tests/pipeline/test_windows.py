@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fullres.pipeline.transforms import normalise
+from fullres.pipeline.windows import (
+    Merger,
+    WindowError,
+    WindowPredictor,
+    WindowSpec,
+    plan_windows,
+    predict_windows,
+)
+from tests.networks import random_image
+
+torch.set_num_threads(1)
+
+
+class Small(nn.Module):
+    """Sees the whole of its input, and its border."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        return 2 * self.conv(x) + x.mean((2, 3), keepdim=True)[:, :1]
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return WindowPredictor(Small(), torch.device("cpu"), "fp32")
+
+
+def plain(image, spec):
+    """The same without grains: whole resized images, window after window."""
+    network, (height, width) = Small().eval(), image.shape[:2]
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    total = torch.zeros(5, height, width)
+    for scale in spec.scales:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        scaled = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        window = [n if spec.window is None else spec.window for n in size]
+        pads = [max(0, w - n) for w, n in zip(window, size, strict=True)]
+        padded = F.pad(scaled, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2))
+        stride = spec.stride or -(-2 * (spec.window or 1) // 3)
+        sums, counts = torch.zeros(5, *padded.shape[-2:]), torch.zeros(padded.shape[-2:])
+        tops, lefts = (
+            [0] if spec.window is None else
+            sorted({min(i, n - w) for i in range(0, n - w + stride, stride)})
+            for n, w in zip(padded.shape[-2:], window, strict=True)
+        )  # fmt: skip
+        for top in tops:
+            for left in lefts:
+                part = padded[..., top : top + window[0], left : left + window[1]]
+                p = network(part).softmax(1)
+                if spec.flip:
+                    p = (p + network(part.flip(-1)).softmax(1).flip(-1)) / 2
+                sums[:, top : top + window[0], left : left + window[1]] += p[0]
+                counts[top : top + window[0], left : left + window[1]] += 1
+        mean = sums / counts
+        mean = mean[:, pads[0] // 2 :, pads[1] // 2 :][:, : size[0], : size[1]]
+        total += F.interpolate(mean[None], (height, width), mode="bilinear", align_corners=False)[0]
+    return (total / len(spec.scales)).detach().numpy()
+
+
+specs = st.builds(
+    WindowSpec,
+    scales=st.lists(
+        st.sampled_from([0.4, 0.5, 0.75, 1.0, 1.3, 2.0]), min_size=1, max_size=3, unique=True
+    ).map(tuple),
+    flip=st.booleans(),
+    window=st.one_of(st.none(), st.integers(1, 20)),
+    stride=st.none(),
+)
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(st.tuples(st.integers(20, 50), st.integers(20, 50)), specs, st.integers(1, 30))
+def test_equal_to_whole_images_window_by_window(size, spec, stride):
+    if spec.window is not None and stride <= spec.window:
+        spec = WindowSpec(spec.scales, spec.flip, spec.window, stride)
+    image = random_image(*size)
+    predictor = WindowPredictor(Small(), torch.device("cpu"), "fp32")
+    result = predict_windows(predictor, plan_windows(size, spec), image, scores=True)
+    np.testing.assert_allclose(result, plain(image, spec), atol=2e-5)
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 20), (200, 130)])
+def test_one_window_that_covers_it_is_the_whole_image(predictor, size):
+    image = random_image(*size)
+    whole = predict_windows(predictor, plan_windows(size, WindowSpec()), image, scores=True)
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    np.testing.assert_allclose(whole, predictor.network(x).softmax(1)[0].numpy(), atol=1e-6)
+    if size[0] == size[1]:
+        same = predict_windows(predictor, plan_windows(size, WindowSpec(window=size[0])), image, scores=True)
+        assert np.array_equal(whole, same)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_shares_may_come_in_any_order(random):
+    spec = WindowSpec((0.5, 1.0, 1.5), True, 40, 25)
+    size, predictor = (150, 101), WindowPredictor(Small(), torch.device("cpu"), "fp32")
+    image, plan = random_image(*size), plan_windows(size, spec)
+    shares = [predictor.run(plan.schedule, grain, image) for grain in plan.grains]
+    order = list(plan.grains)
+    random.shuffle(order)
+    merger = Merger(plan, scores=False)
+    complete = [merger.add(grain, shares[grain.index]) for grain in order]
+    assert complete == [False] * (len(order) - 1) + [True]
+    assert np.array_equal(merger.result, predict_windows(predictor, plan, image))
+
+
+def test_a_merger_holds_a_band():
+    spec = WindowSpec((0.5, 1.0), False, 64)
+    plan = plan_windows((2000, 80), spec)
+    merger, most = Merger(plan, scores=False), 0
+    for grain in plan.grains:
+        (top, bottom), (left, right) = grain.reach
+        merger.add(grain, np.ones((5, bottom - top, right - left), np.float32))
+        most = max(most, sum(band.shape[1] for band in merger._bands.values()))
+    assert most <= 128 + 3 * 64 + 64
+
+
+def test_class_ids_are_those_of_the_scores(predictor):
+    size, spec = (70, 90), WindowSpec((1.0, 1.25), True, 33)
+    image, plan = random_image(*size), plan_windows(size, spec)
+    scores = predict_windows(predictor, plan, image, scores=True)
+    labels = predict_windows(predictor, plan, image)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, scores.argmax(0))
+
+
+def test_a_window_larger_than_the_image_is_refused():
+    with pytest.raises(WindowError, match="--window is 713: at most 360, the shorter side"):
+        plan_windows((360, 480), WindowSpec(window=713))
