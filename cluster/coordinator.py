@@ -3,7 +3,7 @@ workers.
 
 Grains of all images in flight wait in one queue; each worker holds at most two of them, so faster workers
 take more and none waits for the network. The next image is read when the queue runs low: its grains start
-before the last image's end. Only the uint8 image (the part a tile needs) goes out and only class ids, or
+before the last image's end. Only the uint8 image (the part that a tile needs) goes out and only class ids, or
 scores if asked, come back. A grain whose worker died goes back to the head of the queue; Ray restarts the
 worker.
 """
@@ -21,11 +21,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from fullres.cluster.workers import Device, Done, WorkerInfo, WorkerRestarted, places, start_worker
-from fullres.models.catalogue import Network
-from fullres.models.split_merge import FullResolution, Pair
-from fullres.pipeline.execute import place, tile_window, tree_of
+from fullres.models.split_merge import Pair
+from fullres.pipeline.engines import Engine, Merger, Resources
 from fullres.pipeline.images import ImageError
-from fullres.pipeline.plan import BudgetError, Grain, Plan, Precision, plan_image
+from fullres.pipeline.plan import BudgetError, Precision
+from fullres.pipeline.windows import WindowError
 
 # Two: one runs while the next one's image is on its way.
 _HELD = 2
@@ -100,20 +100,19 @@ class _Job:
     """An image in flight."""
 
     task: Task
-    plan: Plan
+    plan: Any
     image: np.ndarray
-    windows: list[Any]  # of each tile, a reference
-    window_bytes: list[int]
-    left: int
-    sent: set[tuple[int, str]] = field(default_factory=set)  # which tile's window which node has
-    out: np.ndarray | None = None
+    parts: list[Any]  # of each tile, a reference
+    part_bytes: list[int]
+    merger: Merger
+    sent: set[tuple[int, str]] = field(default_factory=set)  # which tile's part which node has
     failed: bool = False
 
 
 @dataclass
 class _Work:
     job: _Job
-    grain: Grain
+    grain: Any
     attempts: int = 0
 
 
@@ -124,11 +123,10 @@ Write = Callable[[Task, np.ndarray, np.ndarray], None]
 class Coordinator:
     """Runs one network over many images on the workers of the connected Ray cluster."""
 
-    def __init__(self, network: Network | FullResolution, options: Options) -> None:
+    def __init__(self, engine: Engine, options: Options) -> None:
         self.options = options
-        self.tree, self.dense = tree_of(network)
-        self.network = ray.put(network)
-        self.plans: dict[Pair, Plan] = {}
+        self.engine, self.sent_engine = engine, ray.put(engine)
+        self.plans: dict[Pair, Any] = {}
         self.status = Status(images=0)
         self.queue: deque[_Work] = deque()
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
@@ -169,8 +167,8 @@ class Coordinator:
                         self._admit(*reads.popleft(), len(tasks))
                     self._hand_out()
                     for job in self._collect():
-                        assert job.out is not None
-                        writes[writers.submit(write, job.task, job.image, job.out)] = job.task
+                        assert job.merger.result is not None
+                        writes[writers.submit(write, job.task, job.image, job.merger.result)] = job.task
                     for future in [f for f in writes if f.done()]:
                         task = writes.pop(future)
                         future.result()
@@ -207,23 +205,22 @@ class Coordinator:
             image = future.result()
             size = (image.shape[0], image.shape[1])
             if size not in self.plans:
-                self.plans[size] = plan_image(
-                    self.tree, size, workers=len(self.status.workers),
-                    memory_budget=self.options.memory_budget, precision=self.options.precision,
-                    device=self.options.device, images=images, dense=self.dense, scores=self.options.scores,
+                resources = Resources(
+                    len(self.status.workers), self.options.memory_budget, self.options.precision,
+                    self.options.device, images,
                 )  # fmt: skip
-        except (ImageError, BudgetError) as error:
+                self.plans[size] = self.engine.plan(size, resources, self.options.scores)
+        except (ImageError, BudgetError, WindowError) as error:
             self._fail(task, str(error))
             return
         plan = self.plans[size]
-        windows, window_bytes = [], []
-        for tile in range(len(plan.schedule.tiles)):
-            rows, columns = tile_window(self.tree, plan.schedule, tile)
-            window = image[rows.start : rows.stop, columns.start : columns.stop]
-            windows.append(ray.put(np.ascontiguousarray(window)))
-            window_bytes.append(window.nbytes)
+        parts, part_bytes = [], []
+        for rows, columns in self.engine.parts(plan):
+            part = np.ascontiguousarray(image[rows.start : rows.stop, columns.start : columns.stop])
+            parts.append(ray.put(part))
+            part_bytes.append(part.nbytes)
         self.status.image_bytes += image.nbytes
-        job = _Job(task, plan, image, windows, window_bytes, len(plan.grains))
+        job = _Job(task, plan, image, parts, part_bytes, self.engine.merger(plan, self.options.scores))
         self.queue.extend(_Work(job, grain) for grain in plan.grains)
         self.status.grains += len(plan.grains)
         self.status.in_flight += 1
@@ -240,12 +237,12 @@ class Coordinator:
                 continue
             tile = work.grain.tile
             reference = worker.handle.run.remote(
-                work.job.plan.schedule, work.grain, work.job.windows[tile], self.options.scores
+                work.job.plan.schedule, work.grain, work.job.parts[tile], self.options.scores
             )
             assert worker.info is not None
             if (tile, worker.info.node) not in work.job.sent:  # the workers of a node share one copy
                 work.job.sent.add((tile, worker.info.node))
-                self.status.bytes_out += work.job.window_bytes[tile]
+                self.status.bytes_out += work.job.part_bytes[tile]
             worker.held.add(reference)
             self.running[reference] = (worker, work)
 
@@ -287,13 +284,7 @@ class Coordinator:
         status.grains_done += 1
         status.macs_done += work.grain.macs
         status.bytes_back += done.result.nbytes
-        if job.failed:
-            return False
-        if job.out is None:
-            job.out = np.empty((*done.result.shape[:-2], *job.plan.schedule.size), done.result.dtype)
-        place(job.out, job.plan.schedule, self.tree, work.grain, done.result)
-        job.left -= 1
-        return job.left == 0
+        return not job.failed and job.merger.add(work.grain, done.result)
 
     def _lost(self, worker: WorkerState, work: _Work) -> None:
         """A worker died with a grain in hand: the grain goes back to the head of the queue.
@@ -326,7 +317,7 @@ class Coordinator:
 
     def _ping(self, worker: WorkerState) -> None:
         """Have it load the network; it is ready when it has."""
-        self.pings[worker.handle.load.remote(self.network)] = worker
+        self.pings[worker.handle.load.remote(self.sent_engine)] = worker
 
     def _welcome(self, reference: Any) -> None:
         """A worker is there (again), or will never be."""

@@ -18,10 +18,8 @@ from fullres.cluster.memory import (
     resident_bytes,
     suit_allocator,
 )
-from fullres.models.catalogue import Network
-from fullres.models.split_merge import FullResolution
-from fullres.pipeline.execute import Predictor
-from fullres.pipeline.plan import Grain, Precision, Schedule
+from fullres.pipeline.engines import Engine
+from fullres.pipeline.plan import Precision
 
 Device = Literal["cpu", "cuda"]
 
@@ -58,13 +56,13 @@ class Worker:
     def __init__(self, precision: Precision, device: Device, memory_budget: int) -> None:
         torch.set_num_threads(1)
         self.device, self.precision, self.memory_budget = torch.device(device), precision, memory_budget
-        self.predictor: Predictor | None = None
+        self.predictor: Any = None
         self.baseline = 0
 
-    def load(self, network: Network | FullResolution) -> WorkerInfo:
+    def load(self, engine: Engine) -> WorkerInfo:
         """Make the network ready, and say where this is. Once after each start."""
-        self.predictor = Predictor(network, self.device, self.precision)
-        del network
+        self.predictor = engine.predictor(self.device, self.precision)
+        del engine
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
             self.baseline = torch.cuda.memory_allocated(self.device)
@@ -75,8 +73,9 @@ class Worker:
         node = ray.get_runtime_context().get_node_id()
         return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
 
-    def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool) -> Done:
-        """One grain. `window` lies in Ray's object store. Raises WorkerRestarted before `load`."""
+    def run(self, schedule: Any, grain: Any, part: np.ndarray, scores: bool) -> Done:
+        """One grain of an image, of which `part` lies in Ray's object store. Raises WorkerRestarted before
+        `load`."""
         if self.predictor is None:
             raise WorkerRestarted
         start = time.perf_counter()
@@ -84,13 +83,13 @@ class Worker:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             suit_allocator(schedule.peak_bytes, self.memory_budget)
-        result = self.predictor.run(schedule, grain, window, scores)
+        result = self.predictor.run(schedule, grain, part, scores)
         busy = time.perf_counter() - start
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = peak_resident_bytes()
-            release_shared(window)
+            release_shared(part)
         return Done(result, busy, max(0, peak - self.baseline))
 
 

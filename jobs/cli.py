@@ -5,6 +5,7 @@ import typer
 from fullres.jobs import bench, targets
 from fullres.jobs.datasets import datasets
 from fullres.jobs.evaluate import evaluate
+from fullres.jobs.models import models
 from fullres.jobs.plan import plan
 from fullres.jobs.predict import predict
 from fullres.jobs.report import report
@@ -24,6 +25,7 @@ app.command()(report)
 app.command()(scenes)
 app.command()(train)
 app.command()(datasets)
+app.command()(models)
 app.add_typer(targets.app, name="targets")
 app.add_typer(bench.app, name="bench")
 

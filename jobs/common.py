@@ -14,10 +14,11 @@ import ray
 import torch
 import typer
 from rich.console import Console
+from torch import nn
 
 from fullres.cluster.coordinator import WorkersLost
 from fullres.cluster.preprocess import TargetsError
-from fullres.models.catalogue import CATALOGUE, Network
+from fullres.models.catalogue import CATALOGUE
 from fullres.models.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.pipeline.datasets import Dataset, dataset
@@ -27,12 +28,13 @@ from fullres.pipeline.execute import native_precision
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.outputs import OutputsError
 from fullres.pipeline.plan import BudgetError, Precision
+from fullres.pipeline.windows import WindowError
 
 console = Console(stderr=True)
 
 USER_ERRORS = (
     ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
-    TargetsError, OSError,
+    TargetsError, WindowError, OSError,
 )  # fmt: skip
 
 _UNITS = {
@@ -110,7 +112,7 @@ def shipped_weights(model: str) -> Path:
     return Path(__file__).parent.parent / "models" / "shipped" / f"{model}.safetensors"
 
 
-def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[Network, Dataset, Path]:
+def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn.Module, Dataset, Path]:
     """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS
     lists."""
     if model not in CATALOGUE:

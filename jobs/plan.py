@@ -23,7 +23,7 @@ from fullres.jobs.common import (
     parse_bytes,
     shipped_weights,
 )
-from fullres.models.catalogue import CATALOGUE, Network, build
+from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.split_merge import FullResolution
 from fullres.models.weights import load_network
 from fullres.ops.pooling import lattice_length
@@ -110,10 +110,11 @@ def _size(image: str) -> tuple[int, int]:
     return height, width
 
 
-def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> tuple[Network, str]:
+def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> tuple[Any, str]:
     """The network and what it is in words. Without weights and width the one that `fullres predict` takes."""
-    if model not in CATALOGUE:
-        fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
+    trees = [name for name, entry in CATALOGUE.items() if entry.dense]
+    if model not in trees:
+        fail(f"--model is '{model}': one of {', '.join(trees)}")
     if weights is not None and width is not None:
         fail("--width is what the weights say: leave out one of --width and --weights")
     classes = len(known_dataset(dataset_name).classes)

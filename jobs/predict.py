@@ -4,6 +4,7 @@ import enum
 import hashlib
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +20,17 @@ from fullres.jobs.common import (
     choose_precision,
     clear_errors,
     console,
+    fail,
     load,
     parse_bytes,
     parse_workers,
     ray_cluster,
 )  # fmt: skip
-from fullres.models.catalogue import parameter_count
-from fullres.pipeline.execute import tree_of
+from fullres.models.catalogue import CATALOGUE, parameter_count
+from fullres.pipeline.engines import Engine, Resources, SplitMerge, Windows
 from fullres.pipeline.images import ImageError, image_size, list_images, read_image, write_bytes_atomically
 from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
-from fullres.pipeline.plan import plan_image
+from fullres.pipeline.windows import WindowSpec
 
 
 class SaveKind(enum.StrEnum):
@@ -59,6 +61,17 @@ def predict(
     precision: Annotated[
         PrecisionChoice, typer.Option(help="auto: bf16 where the hardware computes it natively.")
     ] = (PrecisionChoice.auto),
+    scales: Annotated[
+        str | None, typer.Option(help="Resize images to these and average: 0.5,1,1.5. By windows.")
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image. By windows.")] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of sliding windows in pixels; the whole image if not given."),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels between windows; two thirds of one if not given.")
+    ] = None,
     save: Annotated[
         list[SaveKind] | None,
         typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
@@ -71,6 +84,7 @@ def predict(
     """Label every pixel at full resolution; started again, it does what is left."""
     budget, count, kinds = parse_bytes(memory_budget), parse_workers(workers), [k.value for k in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
+    spec = _window_spec(scales, flip, window, stride)
     with clear_errors():
         network, known, weights = load(model, weights, dataset)
         found = [Task(path, stem) for path, stem in list_images(images)]
@@ -78,25 +92,46 @@ def predict(
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
-            tree, dense = tree_of(network)
-            for size in sizes:  # a budget too small ends the job here
-                plan_image(
-                    tree, size, workers=count or 1, memory_budget=budget, precision=chosen, device=device,
-                    dense=dense, scores=scores,
-                )  # fmt: skip
+            engine = _engine(model, network, spec)
+            for size in sizes:  # a budget too small, a window too large end the job here
+                engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
             settings = {
                 "model": model, "weights": _digest(weights), "dataset": known.name, "precision": chosen,
                 "memory_budget": budget, "device": device, "save": sorted(kinds),
             }  # fmt: skip
+            if isinstance(engine, Windows):
+                settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             claim_folder(out, settings)
             tasks = [task for task in found if not is_done(out, task.stem)]
             options = Options(chosen, budget, count, device, scores, strict)
-            status = _run(network, options, tasks, known.palette, kinds, out)
+            status = _run(engine, options, tasks, known.palette, kinds, out)
     summary = _summary(status, settings, skipped=len(found) - len(tasks))
     summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
     _say(status, summary, out)
     raise typer.Exit(1 if status.failures else 0)
+
+
+def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int | None) -> WindowSpec | None:
+    """What the options ask for; None if none is given."""
+    if stride is not None and (window is None or stride > window):
+        fail(f"--stride is {stride}: at most --window, which is {window or 'not given'}")
+    if scales is None and not flip and window is None:
+        return None
+    try:
+        factors = tuple(float(scale) for scale in (scales or "1").split(","))
+    except ValueError:
+        factors = (0.0,)
+    if not all(0 < factor <= 16 for factor in factors):
+        fail(f"--scales is '{scales}': numbers above 0, at most 16, with commas between")
+    return WindowSpec(factors, flip, window, stride)
+
+
+def _engine(model: str, network: Any, spec: WindowSpec | None) -> Engine:
+    """Split-merge for the networks that have it, unless windows are asked for."""
+    if CATALOGUE[model].dense and spec is None:
+        return SplitMerge(network)
+    return Windows(network, spec or WindowSpec())
 
 
 def _sizes(tasks: list[Task]) -> set[tuple[int, int]]:
@@ -118,11 +153,11 @@ def _digest(weights: Path) -> str:
 
 
 def _run(
-    network: Any, options: Options, tasks: list[Task], palette: Any, kinds: list[Any], out: Path
+    engine: Engine, options: Options, tasks: list[Task], palette: Any, kinds: list[Any], out: Path
 ) -> Status:
     if not tasks:
         return Status(images=0)
-    coordinator = Coordinator(network, options)
+    coordinator = Coordinator(engine, options)
 
     def write(task: Task, image: Any, result: Any) -> None:
         write_outputs(out, task.stem, image, result, palette, kinds)

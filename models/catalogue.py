@@ -3,51 +3,151 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
+from fullres.models.ann import ANN
+from fullres.models.ccnet import CCNet
+from fullres.models.deeplab import DeepLabV3Plus
+from fullres.models.dmnet import DMNet
 from fullres.models.fcn import FCN8s, FCN32s
+from fullres.models.hrnet import HRNet, HRNetV2
+from fullres.models.mobilenet import MobileNetV2
+from fullres.models.ocrnet import OCRNet
+from fullres.models.pspnet import DilatedFCN, PSPNet
 from fullres.models.resnet import ResNet
+from fullres.models.seethrough import SeeThroughNet
 from fullres.models.smp import SMP, subsampling_resnet
+from fullres.models.spgnet import SPGNet
+from fullres.models.unet import UNet
+from fullres.models.upernet import UPerNet
+from fullres.models.xception import Xception
 
 Network = SMP | FCN32s | FCN8s
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the catalogue. `build(num_classes, width)`."""
+    """A network of the catalogue. `build(num_classes, width)`; `output_stride` is that of its coarsest
+    features; `dense`: labelled by split-merge, exactly and within a memory budget, else by windows."""
 
     name: str
-    build: Callable[..., Network]
+    build: Callable[..., nn.Module]
     paper: str
+    backbone: str
+    output_stride: int
+    dense: bool = False
 
 
-def _smp(depth: int, num_classes: int, width: float = 1.0) -> SMP:
+def _smp(depth: int, num_classes: int, width: float) -> SMP:
     return SMP(subsampling_resnet(depth, width), num_classes)
 
 
-def _fcn32s(depth: int, num_classes: int, width: float = 1.0) -> FCN32s:
+def _fcn32s(depth: int, num_classes: int, width: float) -> FCN32s:
     return FCN32s(ResNet(depth, width), num_classes)
 
 
-def _fcn8s(depth: int, num_classes: int, width: float = 1.0) -> FCN8s:
+def _fcn8s(depth: int, num_classes: int, width: float) -> FCN8s:
     return FCN8s(ResNet(depth, width), num_classes)
 
 
-_DEPTHS = (18, 34, 50, 101, 152)
-
-CATALOGUE: dict[str, Entry] = {
-    f"{family}{depth}": Entry(f"{family}{depth}", partial(build, depth), "Split-Merge Pooling")
-    for family, build in (("smp", _smp), ("fcn32s", _fcn32s), ("fcn8s", _fcn8s))
-    for depth in _DEPTHS
-}
+def _on_resnet(
+    network: Callable[..., nn.Module], stride: int, depth: int, num_classes: int, width: float
+) -> nn.Module:
+    backbone = ResNet(depth, width, output_stride=stride, deep_stem=True)
+    return network(backbone, num_classes, channels=_scaled(512, width))
 
 
-def build(name: str, num_classes: int, width: float = 1.0) -> Network:
+def _deeplab(backbone: Callable[..., Any], num_classes: int, width: float) -> nn.Module:
+    return DeepLabV3Plus(backbone(width), num_classes, channels=_scaled(256, width))
+
+
+def _on_hrnet(network: Callable[..., nn.Module], c: int, num_classes: int, width: float) -> nn.Module:
+    return network(HRNet(c, width), num_classes, channels=_scaled(512, width))
+
+
+def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
+    return HRNetV2(HRNet(c, width), num_classes)
+
+
+def _spgnet(depths: tuple[int, ...], num_classes: int, width: float) -> nn.Module:
+    encoders = [ResNet(depth, width) for depth in depths]
+    return SPGNet(encoders, num_classes, channels=_scaled(128, width))
+
+
+def _unet(num_classes: int, width: float) -> nn.Module:
+    return UNet(num_classes, width)
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(8, int(channels * width))
+
+
+def _entries() -> list[Entry]:
+    entries = []
+    for family, smp in (("smp", _smp), ("fcn32s", _fcn32s), ("fcn8s", _fcn8s)):
+        for depth in (18, 34, 50, 101, 152):
+            entries.append(
+                Entry(
+                    f"{family}{depth}",
+                    partial(smp, depth),
+                    "SMP",
+                    f"ResNet-{depth}",
+                    32,
+                    True,
+                )
+            )
+    resnets: list[tuple[str, Callable[..., nn.Module], str, int, tuple[int, ...]]] = [
+        ("pspnet", PSPNet, "PSPNet", 8, (50, 101, 152, 269)),
+        ("dilatedfcn", DilatedFCN, "PSPNet (baseline)", 8, (50, 101)),
+        ("upernet", UPerNet, "UPerNet", 32, (50, 101)),
+        ("ann", ANN, "ANN", 8, (50, 101)),
+        ("ccnet", CCNet, "CCNet", 8, (50, 101)),
+        ("dmnet", DMNet, "DMNet", 8, (50, 101)),
+    ]
+    for family, network, paper, stride, depths in resnets:
+        for depth in depths:
+            build = partial(_on_resnet, network, stride, depth)
+            entries.append(Entry(f"{family}{depth}", build, paper, f"ResNet-{depth}", stride))
+    deeplab = "DeepLabV3+"
+    for depth in (50, 101):
+        resnet = partial(ResNet, depth, output_stride=16, deep_stem=True)
+        entries.append(
+            Entry(f"deeplabv3plus{depth}", partial(_deeplab, resnet), deeplab, f"ResNet-{depth}", 16)
+        )
+    for name, backbone, label in (
+        ("deeplabv3plus-xception", Xception, "Xception-65"),
+        ("deeplabv3plus-mobilenet", MobileNetV2, "MobileNetV2"),
+    ):
+        entries.append(
+            Entry(name, partial(_deeplab, partial(backbone, output_stride=16)), deeplab, label, 16)
+        )
+    for c in (18, 32, 48):
+        label = f"HRNetV2-W{c}"
+        entries.append(Entry(f"hrnet{c}", partial(_hrnet, c), "HRNet", label, 4))
+        entries.append(Entry(f"ocrnet{c}", partial(_on_hrnet, OCRNet, c), "OCRNet", label, 4))
+    entries.append(
+        Entry("seethroughnet48", partial(_on_hrnet, SeeThroughNet, 48), "SeeThroughNet", "HRNetV2-W48", 4)
+    )
+    for name, depths in (
+        ("spgnet18", (18,)), ("spgnet50", (50,)), ("spgnet101", (101,)), ("spgnet18x2", (18, 18)),
+        ("spgnet50x2", (50, 50)), ("spgnet101x2", (101, 101)),
+    ):  # fmt: skip
+        label = f"{f'{len(depths)} x ' if len(depths) > 1 else ''}ResNet-{depths[0]}"
+        entries.append(Entry(name, partial(_spgnet, depths), "SPGNet", label, 32))
+    entries.append(Entry("unet", _unet, "U-Net", "-", 16))
+    return entries
+
+
+CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _entries()}
+
+
+def build(name: str, num_classes: int, width: float = 1.0) -> nn.Module:
     """A network with fresh parameters. Raises ValueError that lists the names."""
     if name not in CATALOGUE:
         raise ValueError(f"model is '{name}': one of {', '.join(CATALOGUE)}")
-    return CATALOGUE[name].build(num_classes, width=width)
+    return CATALOGUE[name].build(num_classes, width)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fullres.models.catalogue import CATALOGUE, Network, build
+from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.hrnet import HRNet
 from fullres.models.mobilenet import MobileNetV2
 from fullres.models.pspnet import published_names
@@ -144,7 +144,7 @@ def load_published(network: nn.Module, path: Path) -> None:
     load_state(network, state, f"weights {path}")
 
 
-def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:
+def load_network(model: str, path: Path) -> tuple[nn.Module, WeightsInfo]:
     """The network of that name with the weights of a file, in evaluation mode, fp32.
 
     Width and class count are the file's. Raises WeightsError if the file is another network's, ValueError for
@@ -153,6 +153,10 @@ def load_network(model: str, path: Path) -> tuple[Network, WeightsInfo]:
     if model not in CATALOGUE:
         raise ValueError(f"model is '{model}': one of {', '.join(CATALOGUE)}")
     state, info = read_state(path)
+    if info is None and not CATALOGUE[model].dense:
+        raise WeightsError(
+            f"weights {path}: no metadata that say width and classes; {model} is read from the project's own"
+        )
     if info is None:
         classifier, stem = state.get("classifier.weight"), state.get("backbone.conv1.weight")
         if classifier is None or stem is None:

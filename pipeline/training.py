@@ -39,8 +39,9 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _known(self) -> "ModelConfig":
-        if self.name not in CATALOGUE:
-            raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
+        trained = [name for name, entry in CATALOGUE.items() if entry.dense]
+        if self.name not in trained:
+            raise ValueError(f"name is '{self.name}': one of {', '.join(trained)}")
         return self
 
 
@@ -137,7 +138,8 @@ def fit(
     known = dataset(config.data.dataset)
     samples = Samples(config.data, known)
     torch.manual_seed(config.seed)
-    network: Network = build(config.model.name, len(known.classes), config.model.width)
+    network = build(config.model.name, len(known.classes), config.model.width)
+    assert isinstance(network, Network)
     if config.model.backbone_weights is not None:
         load_backbone(network.backbone, config.model.backbone_weights)
     network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

@@ -15,6 +15,7 @@ from fullres.cluster.coordinator import Coordinator, Options, Status, Task
 from fullres.jobs.bench.variants import describe, network_of
 from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
 from fullres.pipeline.datasets import dataset
+from fullres.pipeline.engines import SplitMerge
 from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.outputs import write_outputs
 from fullres.pipeline.plan import Precision
@@ -41,7 +42,7 @@ def scaling(
     """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not
     counted."""
     counts = [int(n) for n in workers.split(",")]
-    network = network_of(model, width)
+    engine = SplitMerge(network_of(model, width))
     chosen: Precision = "bf16" if precision == "bf16" else "fp32"
     rates: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
     with tempfile.TemporaryDirectory() as name, ray_cluster(address, max(counts)):
@@ -53,7 +54,7 @@ def scaling(
             for count in counts:
                 console.print(f"round {index + 1}/{rounds}: {count} worker(s)", highlight=False)
                 options = Options(chosen, parse_bytes(memory_budget), count, "cpu")
-                rates[count].append(_measure(Coordinator(network, options), tasks, folder / "out"))
+                rates[count].append(_measure(Coordinator(engine, options), tasks, folder / "out"))
     result = _compare(rates, counts)
     _show(
         result,

@@ -11,6 +11,7 @@ import torch
 
 from fullres.cluster import coordinator, workers
 from fullres.cluster.coordinator import Coordinator
+from fullres.pipeline.engines import SplitMerge
 from fullres.pipeline.images import ImageError
 from tests.cluster.streams import (
     BUDGET,
@@ -47,14 +48,14 @@ def network():
 @pytest.fixture(scope="module")
 def three(network):
     """Three workers for several streams."""
-    running = Coordinator(network, options(3))
+    running = Coordinator(SplitMerge(network), options(3))
     running.wait_for_workers()
     yield running
     running.close()
 
 
 def once(network, given, images, **more):
-    running = Coordinator(network, given)
+    running = Coordinator(SplitMerge(network), given)
     try:
         return run(running, images, **more), running.status
     finally:

@@ -10,6 +10,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from fullres.cluster.coordinator import Coordinator
+from fullres.pipeline.engines import SplitMerge
 from tests.cluster.streams import MIB, assert_same_bytes, images_of, in_process, options, run
 from tests.networks import narrow
 
@@ -29,7 +30,7 @@ def cluster():
 def test_a_node_joins_and_is_lost(cluster):
     network = narrow("smp18")
     images = images_of([(192, 256)] * 24)
-    running = Coordinator(network, options(None))
+    running = Coordinator(SplitMerge(network), options(None))
     assert len(running.status.workers) == 1
     node = None
     joined, gone = threading.Event(), threading.Event()

@@ -1,0 +1,64 @@
+"""`fullres models`: the networks that `--model` names, with what they cost."""
+
+import json
+import re
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fullres.jobs.common import console, fail
+from fullres.models.catalogue import CATALOGUE, Entry, build, parameter_count
+from fullres.models.count import count_macs
+from fullres.models.smp import SMP
+from fullres.pipeline.engines import Resources, SplitMerge
+
+
+def models(
+    size: Annotated[
+        str, typer.Option(help="Width and height of the image that is counted for.")
+    ] = "2048x1024",
+    classes: Annotated[int, typer.Option(min=2, max=255, help="How many classes.")] = 19,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every network: backbone, output stride, parameters, multiply-adds of one image, paper.
+
+    Of SMP the multiply-adds are those of the whole tree, every pixel's class.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not match or min(int(match[1]), int(match[2])) < 1:
+        fail(f"--size is '{size}': width x height in pixels, e.g. 2048x1024")
+    width, height = int(match[1]), int(match[2])
+    entries = track(CATALOGUE.values(), "counting", console=console, transient=True)
+    rows = [_figures(entry, classes, height, width) for entry in entries]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(title=f"{classes} classes, {width}x{height} pixels", box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("backbone", no_wrap=True)
+    for heading in ("stride", "params", "GMACs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("paper", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        figures = (str(row["output_stride"]), f"{row['parameters'] / 1e6:.2f}M", f"{row['macs'] / 1e9:,.0f}")
+        table.add_row(row["model"], row["backbone"], *figures, row["paper"])
+    Console().print(table)
+
+
+def _figures(entry: Entry, classes: int, height: int, width: int) -> dict[str, Any]:
+    with torch.device("meta"):
+        network = build(entry.name, classes).eval()
+    if isinstance(network, SMP):  # the tree has a thousand leaves: its plan knows
+        resources = Resources(1, 1 << 50, "fp32", "cpu")
+        macs = SplitMerge(network).plan((height, width), resources, scores=False).least_macs
+    else:
+        macs = count_macs(network, height, width)
+    return {
+        "model": entry.name, "backbone": entry.backbone, "output_stride": entry.output_stride,
+        "parameters": parameter_count(network), "macs": macs,
+        "labelled_by": "split-merge" if entry.dense else "windows", "paper": entry.paper,
+    }  # fmt: skip

@@ -1,0 +1,126 @@
+"""The two ways to label an image, as whoever runs them sees them: exact split-merge, and sliding windows.
+
+An engine says what to compute (`plan`), which parts of the image that takes (`parts`), makes a network ready
+on a device (`predictor`), and puts results together (`merger`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fullres.models.catalogue import Network
+from fullres.models.count import count_macs
+from fullres.models.geometry import Span
+from fullres.models.split_merge import FullResolution, Pair, Region
+from fullres.pipeline import windows
+from fullres.pipeline.execute import Predictor, place, tile_window, tree_of
+from fullres.pipeline.plan import Grain, Plan, Precision, plan_image
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is to run on. `memory_budget`: bytes a worker; `device`: "cpu" or "cuda"; `images` of this
+    size in all."""
+
+    workers: int
+    memory_budget: int
+    precision: Precision
+    device: str
+    images: int = 1
+
+
+class Merger(Protocol):
+    """Takes grains' results in any order."""
+
+    result: np.ndarray | None
+
+    def add(self, grain: Any, part: np.ndarray) -> bool:
+        """Whether `result` is complete now."""
+        ...
+
+
+class Engine(Protocol):
+    """A network and a way to run it on images. It can be sent to other processes."""
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> Any:
+        """Has `grains` (with `index`, `tile`, `macs`) and a `schedule`, all that a predictor must know
+        beside a grain. Raises BudgetError or WindowError."""
+        ...
+
+    def parts(self, plan: Any) -> list[Region]:
+        """Of each tile the part of the image that its grains are computed from."""
+        ...
+
+    def merger(self, plan: Any, scores: bool) -> Merger: ...
+
+    def predictor(self, device: torch.device, precision: Precision) -> Any:
+        """`run(schedule, grain, part, scores)` returns what `merger` takes."""
+        ...
+
+
+class SplitMerge:
+    """Every pixel as one device of any size would have it, within a memory budget."""
+
+    def __init__(self, network: Network | FullResolution) -> None:
+        self.network = network
+        self.tree, self.dense = tree_of(network)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitMerge, (self.network,)
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
+        return plan_image(self.tree, size, **vars(resources), dense=self.dense, scores=scores)
+
+    def parts(self, plan: Plan) -> list[Region]:
+        return [tile_window(self.tree, plan.schedule, tile) for tile in range(len(plan.schedule.tiles))]
+
+    def merger(self, plan: Plan, scores: bool) -> Merger:
+        return _TreeMerger(self.tree, plan, len(plan.grains))
+
+    def predictor(self, device: torch.device, precision: Precision) -> Predictor:
+        return Predictor(self.network, device, precision)
+
+
+@dataclass
+class _TreeMerger:
+    tree: FullResolution
+    plan: Plan
+    left: int
+    result: np.ndarray | None = None
+
+    def add(self, grain: Grain, part: np.ndarray) -> bool:
+        if self.result is None:
+            self.result = np.empty((*part.shape[:-2], *self.plan.schedule.size), part.dtype)
+        place(self.result, self.plan.schedule, self.tree, grain, part)
+        self.left -= 1
+        return self.left == 0
+
+
+class Windows:
+    """Sliding windows, scales and mirror images of any network. `network` returns logits N x classes x H x
+    W."""
+
+    def __init__(self, network: nn.Module, spec: windows.WindowSpec) -> None:
+        self.network, self.spec = network, spec
+        self._macs: dict[Pair, int] = {}
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> windows.WindowPlan:
+        return windows.plan_windows(size, self.spec, self._count)
+
+    def _count(self, height: int, width: int) -> int:
+        if (height, width) not in self._macs:
+            self._macs[height, width] = count_macs(self.network, height, width)
+        return self._macs[height, width]
+
+    def parts(self, plan: windows.WindowPlan) -> list[Region]:
+        height, width = plan.schedule.size
+        return [(Span(0, height), Span(0, width))]
+
+    def merger(self, plan: windows.WindowPlan, scores: bool) -> Merger:
+        return windows.Merger(plan, scores)
+
+    def predictor(self, device: torch.device, precision: Precision) -> windows.WindowPredictor:
+        return windows.WindowPredictor(self.network, device, precision)

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.models.catalogue import CATALOGUE, build
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["models", *arguments])
+
+
+def test_the_list_has_every_network_with_its_figures():
+    result = run("--json", "--size", "2049x1025")
+    assert result.exit_code == 0, result.output
+    rows = {row["model"]: row for row in json.loads(result.stdout)}
+    assert rows.keys() == CATALOGUE.keys()
+    assert rows["pspnet101"]["parameters"] == 65_707_475
+    assert rows["pspnet101"]["macs"] == pytest.approx(2117.33e9, rel=1e-4)
+    assert rows["spgnet18x2"]["macs"] == pytest.approx(217.97e9, rel=1e-3)
+    assert rows["smp18"]["labelled_by"] == "split-merge"
+    assert rows["smp18"]["parameters"] == rows["fcn32s18"]["parameters"] == 11_186_259
+
+
+def test_a_size_that_is_none():
+    result = run("--size", "64")
+    assert result.exit_code == 2
+    assert "--size is '64': width x height" in result.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if not entry.dense])
+def test_every_network_labels_an_image_of_odd_size(name):
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        logits = build(name, 5, 1 / 16).eval()(torch.randn(1, 3, 65, 49))
+    assert logits.shape == (1, 5, 65, 49)
+    assert logits.isfinite().all()

@@ -1,0 +1,97 @@
+"""`fullres predict` by windows, scales and mirror images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.models.catalogue import build
+from fullres.models.weights import WeightsInfo, save_weights
+from fullres.pipeline.images import read_labels, write_png
+from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
+
+torch.set_num_threads(1)
+
+
+def network(name):
+    torch.manual_seed(0)
+    return build(name, 11, 1 / 16).eval()
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scene") / "scene.png"
+    write_png(path, render_scene(0, 130, 170)[0])
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    def saved(name):
+        path = tmp_path_factory.mktemp("weights") / f"{name}.safetensors"
+        save_weights(network(name), path, WeightsInfo(name, 1 / 16, 11, "camvid"))
+        return path
+
+    return {name: saved(name) for name in ("pspnet50", "fcn8s18")}
+
+
+def predict(*arguments):
+    return CliRunner().invoke(app, ["predict", *map(str, arguments), "--precision", "fp32"])
+
+
+MULTI = ("--scales", "0.5,1,1.25", "--flip", "--window", 64, "--stride", 40)
+
+
+@pytest.mark.parametrize("name", ["pspnet50", "fcn8s18"])
+def test_one_two_and_three_workers_give_the_bytes_of_one_process(tmp_path, scene, weights, name):
+    results = []
+    for workers in (1, 2, 3):
+        out = tmp_path / str(workers)
+        asked = ("--model", name, "--weights", weights[name], "--out", out, "--workers", workers)
+        result = predict(scene, *asked, *MULTI)
+        assert result.exit_code == 0, result.output
+        results.append((out / "scene.png").read_bytes())
+    assert results[0] == results[1] == results[2]
+    spec = WindowSpec((0.5, 1.0, 1.25), True, 64, 40)
+    image = render_scene(0, 130, 170)[0]
+    predictor = WindowPredictor(network(name), torch.device("cpu"), "fp32")
+    expected = predict_windows(predictor, plan_windows((130, 170), spec), image)
+    assert np.array_equal(read_labels(tmp_path / "1/scene.png"), expected)
+    settings = json.loads((tmp_path / "1/predict.json").read_text())
+    assert settings["windows"] == {"scales": [0.5, 1.0, 1.25], "flip": True, "window": 64, "stride": 40}
+
+
+def test_probabilities_sum_to_one(tmp_path, scene, weights):
+    asked = ("--model", "pspnet50", "--weights", weights["pspnet50"], "--out", tmp_path, "--save", "npy")
+    assert predict(scene, *asked).exit_code == 0
+    scores = np.load(tmp_path / "scene_scores.npy")
+    assert scores.shape == (11, 130, 170)
+    np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--window", 713), "--window is 713: at most 130, the shorter side of an image of 170x130"),
+        (("--scales", "0"), "--scales is '0': numbers above 0"),
+        (("--scales", "1,x"), "--scales is '1,x': numbers above 0"),
+        (("--stride", 5), "--stride is 5: at most --window, which is not given"),
+        (("--window", 64, "--stride", 65), "--stride is 65: at most --window, which is 64"),
+    ],
+)
+def test_mistakes_are_one_clear_error(tmp_path, scene, weights, arguments, message):
+    asked = ("--model", "pspnet50", "--weights", weights["pspnet50"], "--out", tmp_path / "out")
+    result = predict(scene, *asked, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.glob("out/*.png"))
+
+
+def test_a_model_without_shipped_weights(tmp_path, scene):
+    result = predict(scene, "--model", "ccnet50", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "--weights: none come with ccnet50" in result.stderr
