@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from fullres.cluster.workers import Device, Done, WorkerInfo, WorkerRestarted, places, start_worker
 from fullres.models.split_merge import Pair
 from fullres.pipeline.engines import Engine, Merger, Resources
-from fullres.pipeline.images import ImageError
+from fullres.pipeline.images import ImageError, naming
 from fullres.pipeline.plan import BudgetError, Precision
 from fullres.pipeline.windows import WindowError
 
@@ -67,7 +67,7 @@ class WorkerState:
     grains: int = 0
     restarts: int = 0
     peak_bytes: int = 0
-    held: set[Any] = field(default_factory=set)
+    held: dict[Any, Any] = field(default_factory=dict)  # the work of each reference, oldest first
 
 
 @dataclass
@@ -243,7 +243,7 @@ class Coordinator:
             if (tile, worker.info.node) not in work.job.sent:  # the workers of a node share one copy
                 work.job.sent.add((tile, worker.info.node))
                 self.status.bytes_out += work.job.part_bytes[tile]
-            worker.held.add(reference)
+            worker.held[reference] = work
             self.running[reference] = (worker, work)
 
     def _collect(self) -> Iterator[_Job]:
@@ -260,17 +260,18 @@ class Coordinator:
                 self._welcome(reference)
                 continue
             worker, work = self.running.pop(reference)
-            worker.held.discard(reference)
+            running = next(iter(worker.held.values()))
+            del worker.held[reference]
             try:
                 done: Done = ray.get(reference)
             except RayTaskError as error:
                 if isinstance(error.cause, WorkerRestarted):
-                    self._lost(worker, work)
+                    self._lost(worker, work, running)
                 else:
                     self._abandon(work, str(error.cause).splitlines()[0])
                 continue
-            except RayActorError:
-                self._lost(worker, work)
+            except (RayActorError, ObjectLostError):  # or the node died that held its result
+                self._lost(worker, work, running)
                 continue
             if self._merge(worker, work, done):
                 yield work.job
@@ -286,16 +287,16 @@ class Coordinator:
         status.bytes_back += done.result.nbytes
         return not job.failed and job.merger.add(work.grain, done.result)
 
-    def _lost(self, worker: WorkerState, work: _Work) -> None:
+    def _lost(self, worker: WorkerState, work: _Work, running: _Work) -> None:
         """A worker died with a grain in hand: the grain goes back to the head of the queue.
 
-        Of the grains that it held the first was running, and may be why; grains are lost in their order.
+        Of the grains that it held the oldest was running, and may be why, whichever is reported lost first.
         """
         if worker.info is not None:
             worker.info = None
             worker.restarts += 1
             self._ping(worker)
-            work.attempts += 1
+            running.attempts += 1
         if work.attempts == _ATTEMPTS:
             self._abandon(work, f"{_ATTEMPTS} workers died of it")
         else:
@@ -346,5 +347,5 @@ class Coordinator:
 
     def _fail(self, task: Task, reason: str) -> None:
         if self.options.strict:
-            raise ImageError(reason if str(task.path) in reason else f"{task.path}: {reason}")
+            raise ImageError(naming(task.path, reason))
         self.status.failures[str(task.path)] = reason

@@ -24,6 +24,7 @@ from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resid
 from fullres.cluster.storage import Storage
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.layout import Found, Frame, match_frames, nothing_found
+from fullres.pipeline.images import naming
 from fullres.pipeline.target_files import parameters, read_metadata, write_targets
 from fullres.pipeline.targets import TargetSpec
 
@@ -110,7 +111,7 @@ def run(
         failures = json.loads(row["failures"])
         if strict and failures:
             path, reason = next(iter(failures.items()))
-            raise TargetsError(reason if path in reason else f"{path}: {reason}")
+            raise TargetsError(naming(path, reason))
         progress.done += row["done"]
         progress.failures |= failures
         progress.bytes_read += row["bytes_read"]
@@ -125,7 +126,7 @@ def run(
 
 def settings_of(out: Storage) -> dict[str, Any]:
     """What the targets in a folder were made with. Raises TargetsError where there are none."""
-    if _SETTINGS not in out.names():
+    if not out.exists(_SETTINGS):
         raise TargetsError(f"{out.location}: no targets here; {_SETTINGS} is missing")
     return json.loads(out.read(_SETTINGS))
 
@@ -203,7 +204,7 @@ def _claim(out: Storage, settings: dict[str, Any], maps: int) -> int:
     """The number of shards. Writes down what `out` is for, or sees that it is for just this."""
     smallest, largest = _SHARD
     shards = max(1, -(-maps // min(largest, max(smallest, -(-maps // _SHARDS)))))
-    if _SETTINGS in out.names():
+    if out.exists(_SETTINGS):
         before = json.loads(out.read(_SETTINGS))
         for name, value in settings.items():
             if before.get(name) != value:

@@ -36,8 +36,9 @@ class Storage:
         below = (name[len(self.path) + 1 :] for name in names)
         return sorted(name for name in below if not any(part[0] == "." for part in name.split("/")))
 
-    def exists(self) -> bool:
-        return self.files.get_file_info(self.path).type == fs.FileType.Directory
+    def exists(self, name: str = "") -> bool:
+        """Whether there is such a file, or the folder itself."""
+        return self.files.get_file_info(self._at(name)).type != fs.FileType.NotFound
 
     def read(self, name: str, first: int | None = None) -> bytes:
         """A file's bytes, or its `first` ones."""

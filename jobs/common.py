@@ -140,6 +140,12 @@ def known_dataset(name: str, classes: int | None = None, where: str = "--dataset
         fail(f"{where}: {error}")
 
 
+def check_split(split: str, known: Dataset) -> None:
+    """End the job where the data set has no such split."""
+    if split not in known.splits:
+        fail(f"--split is '{split}': {known.name} has {', '.join(known.splits)}")
+
+
 def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     name = name or info.dataset
     if name is None:

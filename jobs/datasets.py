@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fullres.jobs.common import clear_errors, console, fail, known_dataset
+from fullres.jobs.common import check_split, clear_errors, console, fail, known_dataset
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets.check import Check, check_frames
 from fullres.pipeline.datasets.layout import Found, find_frames, nothing_found
@@ -64,8 +64,8 @@ def datasets(
 
 def _check(known: Dataset, root: Path, split: str | None) -> dict[str, Check]:
     """Splits that are there, checked. Without any, or without the one that is asked for, the job ends."""
-    if split is not None and split not in known.splits:
-        fail(f"--split is '{split}': {known.name} has {', '.join(known.splits)}")
+    if split is not None:
+        check_split(split, known)
     with clear_errors():
         found: dict[str, Found] = {}
         for name in [split] if split else known.splits:

@@ -28,7 +28,14 @@ from fullres.jobs.common import (
 )  # fmt: skip
 from fullres.models.catalogue import CATALOGUE, parameter_count
 from fullres.pipeline.engines import Engine, Resources, SplitMerge, Windows
-from fullres.pipeline.images import ImageError, image_size, list_images, read_image, write_bytes_atomically
+from fullres.pipeline.images import (
+    ImageError,
+    image_size,
+    list_images,
+    naming,
+    read_image,
+    write_bytes_atomically,
+)
 from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
 from fullres.pipeline.windows import WindowSpec
 
@@ -250,7 +257,7 @@ def _summary(status: Status, settings: dict[str, Any], skipped: int) -> dict[str
 def _say(status: Status, summary: dict[str, Any], out: Path) -> None:
     for path, reason in status.failures.items():
         console.print(
-            f"[red]failed:[/] {reason if path in reason else f'{path}: {reason}'}",
+            f"[red]failed:[/] {naming(path, reason)}",
             soft_wrap=True,
             highlight=False,
         )

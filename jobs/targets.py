@@ -17,6 +17,7 @@ from fullres.cluster import preprocess
 from fullres.cluster.storage import Storage
 from fullres.jobs.common import (
     AddressOption,
+    check_split,
     clear_errors,
     console,
     fail,
@@ -27,8 +28,8 @@ from fullres.jobs.common import (
 from fullres.ops.boundary import boundary_map
 from fullres.pipeline import target_pictures
 from fullres.pipeline.datasets import DATASETS, Dataset
-from fullres.pipeline.images import decode_image, write_png
-from fullres.pipeline.targets import TargetSpec
+from fullres.pipeline.images import decode_image, naming, write_png
+from fullres.pipeline.targets import TargetSpec, class_ids
 
 app = typer.Typer(help="Training targets for a whole data set, in Parquet.", invoke_without_command=True)
 
@@ -93,8 +94,7 @@ def targets(
         boundary, distance,
     )  # fmt: skip
     split = split or next(iter(known.splits))
-    if split not in known.splits:
-        fail(f"--split is '{split}': {known.name} has {', '.join(known.splits)}")
+    check_split(split, known)
     count = parse_workers(workers)
     with clear_errors():
         source, target = Storage(root), Storage(out)
@@ -119,7 +119,7 @@ def targets(
             "total_seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
         target.write(preprocess.SUMMARY, json.dumps(summary, indent=2).encode())
-    left_out = [r if path in r else f"{path}: {r}" for path, r in done.failures.items()] + found.problems
+    left_out = [*(naming(*failure) for failure in done.failures.items()), *found.problems]
     for reason in left_out:
         console.print(f"[red]left out:[/] {reason}", soft_wrap=True, highlight=False)
     print(_line(done, len(left_out), out))
@@ -163,9 +163,7 @@ def show(
 def _pictures(
     row: dict[str, Any], labels: Any, image: Any, known: Dataset, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    wanted = settings["target_classes"]
-    ids = None if wanted is None else [known.classes.index(name) for name in wanted]
-    boundary = boundary_map(labels, known.ignore_index, ids)
+    boundary = boundary_map(labels, known.ignore_index, class_ids(known, settings["target_classes"]))
     made = {
         "boundary": target_pictures.boundary_picture(labels, boundary, known.palette),
         "grid": target_pictures.grid_picture(

@@ -11,21 +11,17 @@ together". All three classifiers have a bias: 11.186M and 11.193M parameters for
 Interpolation is with align_corners=False, the field's default.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullres.models.parts import resize
 from fullres.models.resnet import ResNet
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def combine(scores: tuple[Tensor, ...]) -> Tensor:
     """The scores of all output strides, resized to the finest and added."""
     fine, *coarser = scores
     for score in coarser:
-        fine = fine + _resize(score, (fine.shape[-2], fine.shape[-1]))
+        fine = fine + resize(score, fine.shape[-2:])
     return fine
 
 
@@ -43,7 +39,7 @@ class FCN32s(nn.Module):
         return (self.classifier(self.backbone(image)[3]),)
 
     def forward(self, image: Tensor) -> Tensor:
-        return _resize(combine(self.scores(image)), (image.shape[-2], image.shape[-1]))
+        return resize(combine(self.scores(image)), image.shape[-2:])
 
 
 class FCN8s(nn.Module):
@@ -63,4 +59,4 @@ class FCN8s(nn.Module):
         return self.classifier8(c3), self.classifier16(c4), self.classifier(c5)
 
     def forward(self, image: Tensor) -> Tensor:
-        return _resize(combine(self.scores(image)), (image.shape[-2], image.shape[-1]))
+        return resize(combine(self.scores(image)), image.shape[-2:])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fullres.ops.rmi import binary_cross_entropy, rmi_loss
+from fullres.ops.rmi import at_least_fp32, binary_cross_entropy, rmi_loss
 
 _AUXILIARY = 0.4  # PSPNet, Sec. 5.1
 _PER_SCALE = 0.05  # SeeThroughNet, gamma of Eq. 7
@@ -77,7 +77,7 @@ def class_probability_kl(logits: Tensor, target: Tensor) -> Tensor:
             f"logits are {tuple(logits.shape)}, target is {tuple(target.shape)}: they must be alike, or the "
             f"target has one channel more, for ignored pixels"
         )
-    log_prediction = F.log_softmax(_at_least_fp32(logits), dim=1)
+    log_prediction = F.log_softmax(at_least_fp32(logits), dim=1)
     shares = target[:, :channels].to(log_prediction.dtype)
     weight = shares.sum(1)
     # With t = w p: w KL(p || q) = sum t log t - sum t log q - w log w, and nothing is divided by a w of 0.
@@ -94,7 +94,7 @@ def sampling_tensor_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Args:
         prediction, target: N x h x w x 2 float, relative coordinates.
     """
-    difference = _at_least_fp32(prediction) - target
+    difference = at_least_fp32(prediction) - target
     return difference.square().sum() / len(target)
 
 
@@ -182,10 +182,6 @@ def _decoder(heads: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor | flo
     return sum(class_probability_kl(*pair) for pair in zip(heads, targets, strict=True))
 
 
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Cross entropy of each pixel, N x H x W; 0 where it is ignored."""
-    return F.cross_entropy(_at_least_fp32(logits), labels, ignore_index=ignore_index, reduction="none")
+    return F.cross_entropy(at_least_fp32(logits), labels, ignore_index=ignore_index, reduction="none")

@@ -20,6 +20,10 @@ _RIDGE = 5e-4  # added to the diagonal of covariance sums: a class that is absen
 _LAMBDA = 0.5  # Eq. 5
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rmi_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """Eq. 5: lambda times `binary_cross_entropy`, 1 - lambda times the regions' mutual information, negated.
 
@@ -34,7 +38,7 @@ def rmi_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     Raises:
         RuntimeError: fewer than 8 x 8 pixels, which hold no region; labels that don't belong.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_fp32(logits)
     labelled = labels != ignore_index
     truth = _one_hot(logits, labels, labelled)
     prediction = logits.sigmoid() * labelled[:, None] + _FLOOR
@@ -56,7 +60,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255
     Raises:
         RuntimeError: labels that don't belong.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_fp32(logits)
     labelled = labels != ignore_index
     return _binary_cross_entropy(logits, _one_hot(logits, labels, labelled), labelled)
 

@@ -25,6 +25,11 @@ class ImageError(Exception):
     """An image that can't be read or found; one line with its path and the reason."""
 
 
+def naming(path: str | Path, reason: str) -> str:
+    """`reason` with the path in front, unless it names it already."""
+    return reason if str(path) in reason else f"{path}: {reason}"
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Read a PNG, JPEG, TIFF, BMP or WebP file as HxWx3 uint8 RGB.
 

@@ -4,6 +4,7 @@
 it, sampling tensor. "SeeThroughNet", Sec. 3.1: class probabilities at coarser resolutions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +43,7 @@ def targets_of(labels: np.ndarray, dataset: Dataset, spec: TargetSpec) -> dict[s
     boundary. "distance": H x W float32, to the nearest boundary pixel, in pixels or, with the metric "unit",
     in units of the image's sides; infinite where there is no boundary at all.
     """
-    wanted = None if spec.target_classes is None else [dataset.classes.index(n) for n in spec.target_classes]
-    ignored = dataset.ignore_index
+    wanted, ignored = class_ids(dataset, spec.target_classes), dataset.ignore_index
     phi = sampling_tensor(labels, spec.grid, spec.smoothness, ignored, wanted, spec.metric)
     targets = {"phi": phi.astype(np.float32)}
     if spec.boundary or spec.distance:
@@ -60,3 +60,8 @@ def targets_of(labels: np.ndarray, dataset: Dataset, spec: TargetSpec) -> dict[s
         pyramid = class_probability_pyramid(labels, spec.cpp, len(dataset.classes))
         targets |= {f"cpp_{scale}": probability for scale, probability in zip(spec.cpp, pyramid, strict=True)}
     return targets
+
+
+def class_ids(dataset: Dataset, names: Sequence[str] | None) -> list[int] | None:
+    """trainIds of the classes of these names; None for None, all."""
+    return None if names is None else [dataset.classes.index(name) for name in names]

@@ -11,7 +11,9 @@ STD = (58.395, 57.12, 57.375)
 
 
 def normalise(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """... x H x W x 3 uint8 RGB to ... x 3 x H x W of `dtype`, channels last in memory. Computed in fp32."""
+    """... x H x W x 3 RGB, uint8 or float32 of the same range, to ... x 3 x H x W of `dtype`, channels last.
+
+    Computed in fp32; a float32 image is overwritten."""
     mean = torch.tensor(MEAN, device=image.device)
     scale = 1 / torch.tensor(STD, device=image.device)
     return image.to(torch.float32).sub_(mean).mul_(scale).to(dtype).movedim(-1, -3)

@@ -23,13 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.geometry import Span
+from fullres.models.split_merge import Pair, Region
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.execute import DTYPES
 from fullres.pipeline.plan import Precision
-from fullres.pipeline.transforms import MEAN, STD
-
-Pair = tuple[int, int]
-Region = tuple[Span, Span]
+from fullres.pipeline.transforms import normalise
 
 _BAND = 64  # rows that are labelled together
 
@@ -47,6 +45,21 @@ class WindowSpec:
     flip: bool = False
     window: int | None = None
     stride: int | None = None
+
+    def spans(self, length: int) -> list[Span]:
+        """Where the windows of an axis of a scaled image lie: the last is pulled inside. Where the axis is
+        shorter than a window, one lies on all of it."""
+        window = min(self.window or length, length)
+        stride = self.stride or ceil(window * 2 / 3)
+        starts = (min(i * stride, length - window) for i in range(ceil((length - window) / stride) + 1))
+        return [Span(start, start + window) for start in starts]
+
+    def cover(self, length: int) -> Tensor:
+        """How many windows there are on each element of such an axis."""
+        counts = torch.zeros(length)
+        for start, stop in self.spans(length):
+            counts[start:stop] += 1
+        return counts
 
 
 @dataclass(frozen=True)
@@ -93,9 +106,8 @@ def plan_windows(
     for order, scale in enumerate(spec.scales):
         scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         window = scaled if spec.window is None else (spec.window, spec.window)
-        stride = window if spec.window is None else (spec.stride or ceil(spec.window * 2 / 3),) * 2
         macs = count_macs(*window) * (2 if spec.flip else 1)
-        rows, columns = (_spans(scaled[a], window[a], stride[a]) for a in (0, 1))
+        rows, columns = (spec.spans(length) for length in scaled)
         reached = [
             [Span(*bilinear_reached(*s, scaled[a], size[a])) for s in (rows, columns)[a]] for a in (0, 1)
         ]
@@ -106,14 +118,6 @@ def plan_windows(
     found.sort(key=lambda grain: grain[:3])
     grains = tuple(WindowGrain(i, *grain[3:]) for i, grain in enumerate(found))
     return WindowPlan(WindowSchedule(size, spec), grains)
-
-
-def _spans(length: int, window: int, stride: int) -> list[Span]:
-    """Where the windows of an axis lie; the last is pulled inside. Where the axis is shorter they are too."""
-    window = min(window, length)
-    count = ceil((length - window) / stride) + 1
-    starts = (min(i * stride, length - window) for i in range(count))
-    return [Span(start, start + window) for start in starts]
 
 
 class WindowPredictor:
@@ -153,15 +157,13 @@ class WindowPredictor:
         part = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right])).to(self.device)
         x = part.permute(2, 0, 1)[None].float()
         x = bilinear_window(x, (top, left), size, grain.scaled, *grain.region)
-        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (MEAN, STD))
-        return (x - mean) / std
+        return normalise(x.permute(0, 2, 3, 1), torch.float32)
 
     def _share(self, schedule: WindowSchedule, grain: WindowGrain, probability: Tensor) -> Tensor:
         """Divided by how many windows and scales there are at each place, on the image's own pixels."""
         spec = schedule.spec
         for a in (0, 1):
-            counts = self._counts(grain.scaled[a], spec)[grain.region[a].start : grain.region[a].stop]
-            counts = counts.to(self.device)
+            counts = spec.cover(grain.scaled[a])[slice(*grain.region[a])].to(self.device)
             probability = probability / (counts[:, None] if a == 0 else counts)
         probability = probability / len(spec.scales)
         if grain.scaled == schedule.size:
@@ -170,15 +172,6 @@ class WindowPredictor:
         padded = F.pad(probability, (*inner[1], *inner[0]))  # beyond the window its share is nothing
         origin = (grain.region[0].start - inner[0][0], grain.region[1].start - inner[1][0])
         return bilinear_window(padded, origin, grain.scaled, schedule.size, *grain.reach)
-
-    @staticmethod
-    def _counts(length: int, spec: WindowSpec) -> Tensor:
-        """How many windows cover each element of an axis."""
-        window = length if spec.window is None else spec.window
-        counts = torch.zeros(length)
-        for start, stop in _spans(length, window, spec.stride or ceil(window * 2 / 3)):
-            counts[start:stop] += 1
-        return counts
 
 
 @dataclass
@@ -218,8 +211,8 @@ class Merger:
             first, last = max(top, band * _BAND), min(bottom, (band + 1) * _BAND)
             total = self._bands[band][:, first - band * _BAND : last - band * _BAND, left:right]
             total += share[:, first - top : last - top]
-        later = self.plan.grains[grain.index + 1 :]
-        reached = later[0].reach[0].start if later else height
+        is_last = grain.index + 1 == len(self.plan.grains)
+        reached = height if is_last else self.plan.grains[grain.index + 1].reach[0].start
         for band in [b for b in self._bands if min(height, (b + 1) * _BAND) <= reached]:
             self._let_go(band)
 

@@ -4,6 +4,9 @@ import copy
 
 import torch
 
+# Of the four features, by output stride.
+STRIDES = {8: (4, 8, 8, 8), 16: (4, 8, 16, 16), 32: (4, 8, 16, 32)}
+
 SIZES = [(64, 96), (1, 1), (45, 33), (2, 7)]
 
 

@@ -7,6 +7,7 @@ from fullres.models.catalogue import parameter_count
 from fullres.models.mobilenet import MobileNetV2, round_to_eight
 from fullres.models.split_merge import split_merge
 from tests.models.backbones import (
+    STRIDES,
     assert_all_trained,
     assert_features,
     assert_formats,
@@ -16,8 +17,6 @@ from tests.models.backbones import (
 from tests.networks import with_statistics
 
 torch.set_num_threads(1)
-
-STRIDES = {8: (4, 8, 8, 8), 16: (4, 8, 16, 16), 32: (4, 8, 16, 32)}
 
 
 def narrow(width=1 / 4, **arguments):

@@ -6,6 +6,7 @@ from torch import nn
 from fullres.models.catalogue import parameter_count
 from fullres.models.xception import Xception
 from tests.models.backbones import (
+    STRIDES,
     assert_all_trained,
     assert_features,
     assert_formats,
@@ -15,8 +16,6 @@ from tests.models.backbones import (
 from tests.networks import with_statistics
 
 torch.set_num_threads(1)
-
-STRIDES = {8: (4, 8, 8, 8), 16: (4, 8, 16, 16), 32: (4, 8, 16, 32)}
 
 
 def narrow(**arguments):
