@@ -21,10 +21,10 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from fullres.cluster.workers import Device, Done, WorkerInfo, WorkerRestarted, places, start_worker
-from fullres.models.split_merge import Pair
+from fullres.models.trace import Pair
 from fullres.pipeline.engines import Engine, Merger, Resources
 from fullres.pipeline.images import ImageError, naming
-from fullres.pipeline.plan import BudgetError, Precision
+from fullres.pipeline.schedule import BudgetError, Precision
 from fullres.pipeline.windows import WindowError
 
 # Two: one runs while the next one's image is on its way.

@@ -19,7 +19,7 @@ from fullres.cluster.memory import (
     suit_allocator,
 )
 from fullres.pipeline.engines import Engine
-from fullres.pipeline.plan import Precision
+from fullres.pipeline.schedule import Precision
 
 Device = Literal["cpu", "cuda"]
 

@@ -27,7 +27,7 @@ from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.execute import native_precision
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.outputs import OutputsError
-from fullres.pipeline.plan import BudgetError, Precision
+from fullres.pipeline.schedule import BudgetError, Precision
 from fullres.pipeline.windows import WindowError
 
 console = Console(stderr=True)

@@ -158,8 +158,11 @@ def _lines(tree: FullResolution, plan: Plan, budget: int, workers: int, images: 
     each = f"{most:,.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:,.2f} to {most:,.2f}"
     count = f"{images} image{'s' * (images > 1)}"
     with_workers = f"{workers} worker{'s' * (workers > 1)}"
+    first = tree.with_trunk(schedule.trunk).levels[0].stride[0]
+    trunk = f"up to output stride {first}, run again for each node there" if schedule.trunk else "none"
     return [
         f"tiles:      {tiles}",
+        f"trunk:      {trunk}",
         f"grains:     {len(plan.grains)} {_cut(tree, plan)}, {each} GFLOP each",
         f"work:       {2 * plan.macs / 1e9:,.1f} GFLOP an image, {_repeated(plan):.1%} of it repeated",
         f"memory:     {_mib(schedule.peak_bytes)} at the worst moment, of {_mib(budget)}",
@@ -173,8 +176,7 @@ def _workers_table(tree: FullResolution, plans: dict[int, Plan], images: int) ->
     table = _table(f"other numbers of workers, {images} image{'s' * (images > 1)}", names)
     for count, plan in plans.items():
         efficiency = plan.efficiency(count, images)
-        level = plan.grains[0].level
-        stride = str(tree.levels[level].stride[0]) if level >= 0 else "1"
+        stride = str(_stride(tree, plan)[0]) if plan.grains[0].level >= 0 else "1"
         row = (f"{len(plan.grains)}", stride, f"{_repeated(plan):.1%}", f"{efficiency:.0%}")
         table.add_row(f"{count}", *row, f"{efficiency * count:.1f}")
     return table
@@ -214,13 +216,18 @@ def _cut(tree: FullResolution, plan: Plan) -> str:
     level = plan.grains[0].level
     if level < 0:
         return "(one a tile)" if len(plan.schedule.tiles) > 1 else "(all of the image)"
-    stride = tree.levels[level].stride
+    stride = _stride(tree, plan)
     first = (
         lattice_length(plan.schedule.size[0], 0, stride[0]),
         lattice_length(plan.schedule.size[1], 0, stride[1]),
     )
     a_tile = " in each tile" if len(plan.schedule.tiles) > 1 else f" of {_by(first[::-1])} pixels"
     return f"(one a node of output stride {stride[0]}{a_tile})"
+
+
+def _stride(tree: FullResolution, plan: Plan) -> tuple[int, int]:
+    """Of the level at which the work is cut."""
+    return tree.with_trunk(plan.schedule.trunk).levels[plan.grains[0].level].stride
 
 
 def _repeated(plan: Plan) -> float:

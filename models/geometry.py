@@ -5,7 +5,9 @@ on one. Both axes are handled alike and separately, so everything here speaks of
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 
 class Span(NamedTuple):
@@ -30,6 +32,26 @@ class Span(NamedTuple):
         return Span(self.start // stride * stride, -(-self.stop // stride) * stride)
 
 
+class Spans(NamedTuple):
+    """Many spans at once, as integer arrays."""
+
+    start: np.ndarray
+    stop: np.ndarray
+
+    @property
+    def length(self) -> np.ndarray:
+        return np.maximum(0, self.stop - self.start)
+
+    def hull(self, other: "Spans") -> "Spans":
+        return Spans(np.minimum(self.start, other.start), np.maximum(self.stop, other.stop))
+
+    def clip(self, length: np.ndarray) -> "Spans":
+        return Spans(*(np.minimum(np.maximum(side, 0), length) for side in self))
+
+
+AnySpan = TypeVar("AnySpan", Span, Spans)
+
+
 @dataclass(frozen=True)
 class Sliding:
     """A convolution or pool along one axis. Reads `kernel` elements, `dilation` apart, from `padding`
@@ -49,11 +71,11 @@ class Sliding:
     def keeps_size(self) -> bool:
         return 2 * self.padding == self.dilation * (self.kernel - 1)
 
-    def reads(self, out: Span, shift: int = 0, stride: int = 1) -> Span:
+    def reads(self, out: AnySpan, shift: Any = 0, stride: int = 1) -> AnySpan:
         """Input elements read for output elements `out`, unclipped, when the input has `stride` elements for
         one output element and output element 0 lies on input element `shift`."""
         first, last = self.reach
-        return Span(stride * out.start + shift + first, stride * (out.stop - 1) + shift + last + 1)
+        return type(out)(stride * out.start + shift + first, stride * (out.stop - 1) + shift + last + 1)
 
 
 POINT = Sliding()

@@ -14,9 +14,9 @@ of the image (rows and columns of its lattice): what it reads is clipped at the 
 parts fit together exactly.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -24,26 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.geometry import Span
-from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, UnsupportedModule, trace
+from fullres.models.levels import Region, build_levels, needed_regions, with_trunk
+from fullres.models.trace import IMAGE, FunctionCall, Pair, Step, trace
 from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
-
-Region = tuple[Span, Span]  # rows and columns
-
-
-@dataclass(frozen=True)
-class Level:
-    """The steps of the network at one output stride.
-
-    `window` divides the lattice of the level before; `reads` are the tensors of earlier levels (or the image)
-    that its steps use; `exports` are those of its own that later levels or the caller use.
-    """
-
-    stride: Pair
-    window: Pair
-    steps: tuple[Step, ...]
-    reads: tuple[str, ...]
-    exports: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,24 @@ class FullResolution(nn.Module):
         self.network = network
         self.outputs = tuple(outputs)
         self.levels = build_levels(steps, outputs)
+        self._trunks: dict[int, FullResolution] = {}
+
+    def trunks(self) -> list[int]:
+        """What `with_trunk` takes, besides 0."""
+        return [i for i in range(1, len(self.levels)) if with_trunk(self.levels, i, self.outputs)]
+
+    def with_trunk(self, last: int) -> "FullResolution":
+        """The same tree with its levels up to the first block of level `last` as one: for each node there
+        they are run again, but never whole. 0: without a trunk."""
+        if last == 0:
+            return self
+        if last not in self._trunks:
+            tree = copy.copy(self)
+            levels = with_trunk(self.levels, last, self.outputs)
+            assert levels is not None
+            tree.levels = levels
+            self._trunks[last] = tree
+        return self._trunks[last]
 
     @property
     def stride(self) -> Pair:
@@ -97,25 +99,28 @@ class FullResolution(nn.Module):
     def run_level(
         self, index: int, sources: Mapping[str, Source], offsets: Sequence[Pair], region: Region, size: Pair
     ) -> dict[str, Piece]:
-        """The exports of level `index` in `region` for the batch of nodes at `offsets`.
+        """The exports of level `index` in `region` for the batch of nodes at `offsets` (for a trunk all the
+        same).
 
         `sources` holds at least the level's reads. The batch of a source divides this one: node i is a
         descendant of the source's node i % batch. `size` is the image's (H, W). The region must lie inside
         the lattice and be covered, with what is read around it, by the sources.
         """
         level = self.levels[index]
-        lengths = tuple(lattice_length(size[a], offsets[0][a], level.stride[a]) for a in (0, 1))
-        regions = needed_regions(level, region, lengths)  # type: ignore[arg-type]
+        regions = needed_regions(level, region, offsets[0], size)
         last_reader = {name: step.name for step in level.steps for name in step.inputs}
         live: dict[str, Piece] = {}
         for step in level.steps:
             owned = [
-                n in live and last_reader[n] == step.name and n not in level.exports for n in step.inputs
+                n in live
+                and last_reader[n] == step.name
+                and n not in level.exports
+                and live[n].stride == step.stride
+                for n in step.inputs
             ]
-            tensor = _run_step(
-                step, {**sources, **live}, offsets, regions[step.name], level.stride, size, owned
-            )
-            live[step.name] = Piece(tensor, regions[step.name], offsets, level.stride)
+            nodes = [(y % step.stride[0], x % step.stride[1]) for y, x in offsets]
+            tensor = _run_step(step, {**sources, **live}, nodes, regions[step.name], size, owned)
+            live[step.name] = Piece(tensor, regions[step.name], nodes, step.stride)
             for name in step.inputs:
                 if last_reader[name] == step.name and name not in level.exports:
                     live.pop(name, None)
@@ -188,75 +193,16 @@ def split_merge(network: nn.Module) -> FullResolution:
     return FullResolution(network, steps, outputs)
 
 
-def build_levels(steps: Sequence[Step], outputs: Sequence[str]) -> tuple[Level, ...]:
-    """Steps grouped by their stride. Raises UnsupportedModule unless each stride divides the next."""
-    strides = sorted({s.stride for s in steps} | {(1, 1)})
-    for before, after in pairwise(strides):
-        if after[0] % before[0] or after[1] % before[1]:
-            raise UnsupportedModule(
-                f"output stride {before} does not divide {after}: the network's strides form no tree"
-            )
-    steps = _without_picks(steps, outputs)
-    level_of = {s.name: strides.index(s.stride) for s in steps} | {IMAGE: -1}
-    levels: list[Level] = []
-    before = (1, 1)
-    for i, stride in enumerate(strides):
-        own = tuple(s for s in steps if s.stride == stride)
-        if not own:
-            continue
-        reads = tuple(dict.fromkeys(n for s in own for n in s.inputs if level_of[n] < i))
-        later = {n for s in steps if level_of[s.name] > i for n in s.inputs} | set(outputs)
-        exports = tuple(s.name for s in own if s.name in later)
-        levels.append(Level(stride, (stride[0] // before[0], stride[1] // before[1]), own, reads, exports))
-        before = stride
-    return tuple(levels)
-
-
-def _without_picks(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
-    """Without the 1x1 pools that became the identity because their input is computed at their stride."""
-    stride = {s.name: s.stride for s in steps}
-    same: dict[str, str] = {}
-    kept = []
-    for step in steps:
-        step = replace(step, inputs=tuple(same.get(n, n) for n in step.inputs))
-        is_pick = step.op == "max_pool" and all(axis.reach == (0, 0) for axis in step.reach)
-        if is_pick and stride.get(step.inputs[0]) == step.stride and step.name not in outputs:
-            same[step.name] = step.inputs[0]
-        else:
-            kept.append(step)
-    return kept
-
-
-def needed_regions(level: Level, region: Region, lengths: Pair) -> dict[str, Region]:
-    """The region of each step of a level from which `region` of its exports can be computed."""
-    rows, columns = (needed_spans(level, axis, region[axis], lengths[axis]) for axis in (0, 1))
-    return {step.name: (rows[step.name], columns[step.name]) for step in level.steps}
-
-
-def needed_spans(level: Level, axis: int, out: Span, length: int | None) -> dict[str, Span]:
-    """The same along one axis of a lattice of `length` elements; None: an endless one."""
-    needed = dict.fromkeys(level.exports, out)
-    own = {s.name for s in level.steps}
-    for step in reversed(level.steps):
-        for index, name in enumerate(step.inputs):
-            if name in own:
-                reads = step.reach_of(index, axis).reads(needed[step.name])
-                reads = reads if length is None else reads.clip(length)
-                needed[name] = needed[name].hull(reads) if name in needed else reads
-    return needed
-
-
 def _run_step(
     step: Step,
     sources: Mapping[str, Source],
     offsets: Sequence[Pair],
     region: Region,
-    stride: Pair,
     size: Pair,
     owned: Sequence[bool],
 ) -> Tensor:
     """One step for a batch of nodes. `owned` inputs may be overwritten."""
-    parts = []
+    parts, stride = [], step.stride
     block = min(len(sources[name].offsets) for name in step.inputs)
     for i in range(0, len(offsets), block):
         tensors, pads, ratios = [], [], []

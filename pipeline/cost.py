@@ -1,6 +1,5 @@
 """What running a level costs: multiply-adds and bytes, by walking its steps as `run_level` does."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -8,9 +7,10 @@ from math import prod
 import numpy as np
 from torch import nn
 
-from fullres.models.geometry import Span
-from fullres.models.split_merge import FullResolution, Level, Pair, Region, needed_regions, needed_spans
-from fullres.models.trace import IMAGE, Step
+from fullres.models.geometry import Span, Spans
+from fullres.models.levels import Level, Region, needed_regions, needed_spans
+from fullres.models.split_merge import FullResolution
+from fullres.models.trace import IMAGE, Pair, Step
 from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import lattice_length
 
@@ -42,51 +42,54 @@ def macs_per_element(step: Step) -> int:
 
 
 def level_cost(
-    level: Level, sources: Sources, batch: int, region: Region, lengths: Pair, itemsize: int
+    level: Level, sources: Sources, batch: int, region: Region, size: Pair, itemsize: int
 ) -> LevelCost:
-    """The cost of `run_level` for `batch` nodes on lattices of `lengths`, without what its sources hold.
+    """The cost of `run_level` for `batch` of the largest nodes of an image of `size` (H, W), without what its
+    sources hold.
 
     A convolution's input is counted twice where its border is padded or cropped (a copy) and an image read is
     counted in fp32, in which it is normalised.
     """
-    regions = needed_regions(level, region, lengths)
+    regions = needed_regions(level, region, (0, 0), size)
     channels = {s.name: s.channels for s in level.steps}
+    made = sources | {s.name: (s.channels, s.stride) for s in level.steps}
     last_reader = {name: step.name for step in level.steps for name in step.inputs}
 
-    def size(name: str) -> int:
+    def bytes_of(name: str) -> int:
         return batch * channels[name] * area(regions[name]) * itemsize
 
     macs = peak = 0
     live: dict[str, int] = {}
     for step in level.steps:
         macs += batch * macs_per_element(step) * area(regions[step.name])
-        copies = _input_copy(step, regions[step.name], level, sources, batch, itemsize)
+        copies = _input_copy(step, regions[step.name], made[step.inputs[0]], batch, itemsize)
         overwritten = (
             step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
         )
-        overwrites = overwritten in live and last_reader[overwritten] == step.name
-        out = size(step.name)
+        overwrites = (
+            overwritten in live
+            and last_reader[overwritten] == step.name
+            and made[overwritten][1] == step.stride
+        )
+        out = bytes_of(step.name)
         peak = max(peak, sum(live.values()) + copies + (0 if overwrites else out))
         live[step.name] = out
         for name in step.inputs:
             if last_reader[name] == step.name and name not in level.exports:
                 live.pop(name, None)
-    return LevelCost(macs, peak, sum(size(name) for name in level.exports))
+    return LevelCost(macs, peak, sum(bytes_of(name) for name in level.exports))
 
 
-def _input_copy(step: Step, out: Region, level: Level, sources: Sources, batch: int, itemsize: int) -> int:
-    """Bytes of the copies that a step makes of what it reads."""
-    name = step.inputs[0]
-    if name in sources:  # read from an earlier level: cropped, padded, strided
-        channels, stride = sources[name]
-        ratio = [level.stride[a] // stride[a] for a in (0, 1)]
-        elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
-        return batch * channels * elements * (max(itemsize, 4) + itemsize if name == IMAGE else itemsize)
-    if step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach):
+def _input_copy(step: Step, out: Region, read: tuple[int, Pair], batch: int, itemsize: int) -> int:
+    """Bytes of the copies that a step makes of what it reads first, whose channels and stride are `read`."""
+    channels, stride = read
+    ratio = [step.stride[a] // stride[a] for a in (0, 1)]
+    elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
+    if step.inputs[0] == IMAGE:
+        return batch * channels * elements * (itemsize + 4)
+    if ratio == [1, 1] and (step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach)):
         return 0
-    conv = step.call
-    channels = conv.in_channels if isinstance(conv, nn.Conv2d | Convolution) else step.channels
-    return batch * channels * prod(step.reach[a].reads(out[a]).length for a in (0, 1)) * itemsize
+    return batch * channels * elements * itemsize
 
 
 def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[str, Span]:
@@ -95,7 +98,7 @@ def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[s
     Returns for every exported tensor and for the image a span in pixels of an endless image, from a multiple
     of the tensor's stride to a multiple of it: the same for all nodes of a level, whatever their offset.
     """
-    stride = {s.name: level.stride[axis] for level in tree.levels for s in level.steps} | {IMAGE: 1}
+    stride = {s.name: s.stride[axis] for level in tree.levels for s in level.steps} | {IMAGE: 1}
     needed = {name: span.outward(stride[name]) for name, span in outputs.items()}
     for level in reversed(tree.levels):
         own = level.stride[axis]
@@ -105,9 +108,9 @@ def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[s
             hull = hull.hull(span)
         for name in level.exports:
             needed[name] = hull
-        spans = needed_spans(level, axis, Span(hull.start // own, hull.stop // own), None)
+        spans = needed_spans(level, axis, Span(hull.start // own, hull.stop // own), 0, None)
         for step in level.steps:
-            out = spans[step.name]
+            out, own = spans[step.name], stride[step.name]
             for index, name in enumerate(step.inputs):
                 first, last = step.reach_of(index, axis).reach
                 if name in level.reads:
@@ -141,32 +144,39 @@ def subtree_elements(
     axis: int,
     needed: dict[str, Span],
     strips: Sequence[int],
-    node: Pair,
+    stride: int,
+    count: int,
     length: int,
     dense: bool,
 ) -> np.ndarray:
-    """How many elements along `axis` each of `convolutions(tree)` computes for one subtree, summed over its
-    nodes.
+    """How many elements along `axis` each of `convolutions(tree)` computes for a subtree, summed over its
+    nodes: int64 (count, convolutions), for the subtrees at the offsets 0 to count - 1.
 
-    `node` is the subtree's (offset, stride) along this axis, `length` the image's. The multiply-adds of a
+    `stride` is that of the subtrees' nodes along this axis, `length` the image's. The multiply-adds of a
     subtree are the products of both axes: its nodes are pairs of one offset along rows and one along columns.
     """
-    offset, stride = node
-    totals: list[int] = []
-    for level, count in zip(tree.levels, strips, strict=True):
+    totals = []
+    for level, cuts in zip(tree.levels, strips, strict=True):
         own = level.stride[axis]
-        steps = [step.name for step in level.steps if step.op == "convolution"]
-        if own <= stride or not dense:
-            offsets: Sequence[int] = [offset % own]
-        else:
-            offsets = range(offset, own, stride)
-        lengths = Counter(lattice_length(length, o, own) for o in offsets)
-        sums = dict.fromkeys(steps, 0)
-        for n, times in lengths.items():
-            whole = node_span(needed[level.exports[0]], own, n)
-            for strip in strips_of(whole, count if axis == 0 else 1):
-                spans = needed_spans(level, axis, strip, n)
-                for name in steps:
-                    sums[name] += times * spans[name].length
-        totals += sums.values()
-    return np.array(totals, dtype=np.int64)
+        lengths = [lattice_length(length, o, own) for o in range(own)]
+        # Nodes with lattices of one length compute alike, and the first is looked at; those of a trunk don't.
+        looked_at = [o if level.is_trunk else lengths.index(lengths[o]) for o in range(own)]
+        times = np.zeros((count, own), dtype=np.int64)
+        for subtree in range(count):
+            for offset in [subtree % own] if own <= stride or not dense else range(subtree, own, stride):
+                times[subtree, looked_at[offset]] += 1
+        rows = [
+            (o, *strip)
+            for o in sorted(set(looked_at))
+            for strip in strips_of(
+                node_span(needed[level.exports[0]], own, lengths[o]), cuts if axis == 0 else 1
+            )
+        ]
+        at, start, stop = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        spans = needed_spans(level, axis, Spans(start, stop), at, length)
+        names = [step.name for step in level.steps if step.op == "convolution"]
+        elements = np.zeros((own, len(names)), dtype=np.int64)
+        for i, name in enumerate(names):
+            np.add.at(elements[:, i], at, spans[name].length)
+        totals.append(times @ elements)
+    return np.concatenate(totals, axis=1)

@@ -6,8 +6,8 @@ from math import prod
 import numpy as np
 
 from fullres.models.geometry import Span
-from fullres.models.split_merge import FullResolution, Pair
-from fullres.models.trace import IMAGE
+from fullres.models.split_merge import FullResolution
+from fullres.models.trace import IMAGE, Pair
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.cost import (
     convolutions,
@@ -18,7 +18,8 @@ from fullres.pipeline.cost import (
     subtree_elements,
 )
 from fullres.pipeline.execute import tile_window
-from fullres.pipeline.plan import ITEMSIZE, Plan, output_spans
+from fullres.pipeline.plan import Plan
+from fullres.pipeline.schedule import ITEMSIZE, output_spans
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class LevelSummary:
 
 def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
     """Each level of `tree`, from the image down, as `plan` runs it."""
-    macs = _macs(tree, plan)
     size, schedule = plan.schedule.size, plan.schedule
+    tree = tree.with_trunk(schedule.trunk)
+    macs = _macs(tree, plan)
     tile = max(schedule.tiles, key=lambda t: t[0].length * t[1].length)
     needed = [_demands(tree, plan, tile[a], a) for a in (0, 1)]
     made = {step.name: (step.channels, step.stride) for level in tree.levels for step in level.steps}
@@ -62,7 +64,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
         middle = (rows.length - strip.length) // 2  # where its halo is on both sides
         region = (Span(strip.start + middle, strip.stop + middle), columns)
         sources = {name: made[name] for name in level.reads}
-        cost = level_cost(level, sources, batch, region, (height, width), ITEMSIZE[schedule.precision])
+        cost = level_cost(level, sources, batch, region, size, ITEMSIZE[schedule.precision])
         summaries.append(
             LevelSummary(
                 level.stride,
@@ -101,18 +103,16 @@ def _macs(tree: FullResolution, plan: Plan) -> list[int]:
     total = np.zeros_like(weights)
     for tile in schedule.tiles:
         rows, columns = (
-            sum(
-                subtree_elements(
-                    tree,
-                    axis,
-                    _demands(tree, plan, tile[axis], axis),
-                    schedule.strips,
-                    (offset, stride[axis]),
-                    schedule.size[axis],
-                    schedule.dense,
-                )
-                for offset in range(min(stride[axis], tile[axis].length))
-            )
+            subtree_elements(
+                tree,
+                axis,
+                _demands(tree, plan, tile[axis], axis),
+                schedule.strips,
+                stride[axis],
+                min(stride[axis], tile[axis].length),
+                schedule.size[axis],
+                schedule.dense,
+            ).sum(0)
             for axis in (0, 1)
         )
         total += weights * rows * columns

@@ -14,10 +14,13 @@ from torch import nn
 from fullres.models.catalogue import Network
 from fullres.models.count import count_macs
 from fullres.models.geometry import Span
-from fullres.models.split_merge import FullResolution, Pair, Region
+from fullres.models.levels import Region
+from fullres.models.split_merge import FullResolution
+from fullres.models.trace import Pair
 from fullres.pipeline import windows
 from fullres.pipeline.execute import Predictor, place, tile_window, tree_of
-from fullres.pipeline.plan import Grain, Plan, Precision, plan_image
+from fullres.pipeline.plan import Grain, Plan, plan_image
+from fullres.pipeline.schedule import Precision
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ from fullres.models.catalogue import Network
 from fullres.models.fcn import FCN8s, FCN32s
 from fullres.models.fold import fold_batch_norm, fuse
 from fullres.models.geometry import Span
+from fullres.models.levels import Region
 from fullres.models.smp import SMP
-from fullres.models.split_merge import FullResolution, Pair, Piece, Region, Source, split_merge
-from fullres.models.trace import IMAGE
+from fullres.models.split_merge import FullResolution, Piece, Source, split_merge
+from fullres.models.trace import IMAGE, Pair
 from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
 from fullres.pipeline.cost import demands, node_span, strips_of
-from fullres.pipeline.plan import Grain, Plan, Precision, Schedule, output_spans
+from fullres.pipeline.plan import Grain, Plan
+from fullres.pipeline.schedule import Precision, Schedule, output_spans
 from fullres.pipeline.transforms import normalise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -87,6 +89,7 @@ class ImageSource:
 
 def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
     """The part of the image that a tile is computed from: the tile and its halo, clipped to the image."""
+    tree = tree.with_trunk(schedule.trunk)
     spans = tuple(
         demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[
             IMAGE
@@ -133,7 +136,8 @@ class _Run:
     """One grain's way through the tree."""
 
     def __init__(self, tree: FullResolution, schedule: Schedule, grain: Grain, scores: bool) -> None:
-        self.tree, self.schedule, self.grain, self.scores = tree, schedule, grain, scores
+        self.tree = tree = tree.with_trunk(schedule.trunk)
+        self.schedule, self.grain, self.scores = schedule, grain, scores
         self.tile = schedule.tiles[grain.tile]
         self.demands = [
             demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense))
@@ -261,7 +265,8 @@ def place(
 ) -> None:
     """Merge pooling (Eq. 2): a grain's result into the image's array (..., H, W)."""
     tile = schedule.tiles[grain.tile]
-    stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
+    levels = tree.with_trunk(schedule.trunk).levels
+    stride = levels[grain.level].stride if grain.level >= 0 else (1, 1)
     region = out[..., tile[0].start : tile[0].stop, tile[1].start : tile[1].stop]
     region[..., grain.offset[0] :: stride[0], grain.offset[1] :: stride[1]] = result
 

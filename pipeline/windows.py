@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.geometry import Span
-from fullres.models.split_merge import Pair, Region
+from fullres.models.levels import Region
+from fullres.models.trace import Pair
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.execute import DTYPES
-from fullres.pipeline.plan import Precision
+from fullres.pipeline.schedule import Precision
 from fullres.pipeline.transforms import normalise
 
 _BAND = 64  # rows that are labelled together

@@ -18,8 +18,8 @@ from fullres.pipeline.datasets import dataset
 from fullres.pipeline.engines import SplitMerge
 from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.outputs import write_outputs
-from fullres.pipeline.plan import Precision
 from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.schedule import Precision
 
 
 def scaling(

@@ -144,6 +144,7 @@ def test_tiles_of_any_cut_fit_together(name):
 )
 def test_any_region_of_a_level_equals_that_part_of_the_whole(name, size, data):
     tree = split_merge(make(name))
+    tree = tree.with_trunk(data.draw(st.sampled_from([0, *tree.trunks()])))
     image = picture(*size)
     pieces = {IMAGE: Piece(image, (Span(0, size[0]), Span(0, size[1])), [(0, 0)], (1, 1))}
     offset = (0, 0)
@@ -160,6 +161,47 @@ def test_any_region_of_a_level_equals_that_part_of_the_whole(name, size, data):
                 assert part[export].region == tuple(region)
                 assert_equal(part[export].tensor, whole[export].crop(tuple(region)))
             pieces |= whole
+
+
+@every_network
+def test_with_a_trunk_it_is_the_same(name):
+    tree = split_merge(make(name))
+
+    @settings(max_examples=2, deadline=None)
+    @given(sizes)
+    def check(size):
+        image = picture(*size)
+        with torch.no_grad():
+            whole = tree(image)
+            for trunk in tree.trunks():
+                joined = tree.with_trunk(trunk)
+                assert joined.levels[0].stride == tree.levels[trunk].stride
+                assert len(joined.levels) <= len(tree.levels) - trunk + 1
+                assert_equal(joined(image), whole)
+
+    check()
+
+
+def test_a_trunk_ends_behind_the_first_block():
+    tree = split_merge(make("resnet"))
+    assert tree.trunks() == [1, 2, 3, 4]
+    stem, rest, *_ = tree.with_trunk(2).levels
+    assert stem.is_trunk
+    assert not rest.is_trunk
+    assert (stem.stride, rest.stride) == ((8, 8), (8, 8))
+    assert (stem.window, rest.window) == ((8, 8), (1, 1))
+    assert rest.reads == stem.exports
+
+
+def test_no_trunk_holds_what_is_read_further_down():
+    def call(net, image):
+        first = net.a(image)
+        return net.c(net.b(first)) + net.skip(first)
+
+    layers = {name: conv(4, 4, 3, 2) for name in "bc"}
+    tree = split_merge(Net(call, a=conv(3, 4, 3, 2), skip=conv(4, 4, 1, 4), **layers))
+    assert len(tree.levels) == 3
+    assert tree.trunks() == [2]  # one that ends at stride 4 would have to keep the first layer's output
 
 
 # --- several outputs ---

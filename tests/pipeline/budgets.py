@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from fullres.pipeline.plan import BudgetError, plan_image
+from fullres.pipeline.plan import plan_image
+from fullres.pipeline.schedule import BudgetError
 
 MIB = 1 << 20
 

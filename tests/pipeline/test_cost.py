@@ -10,6 +10,7 @@ from fullres.pipeline.cost import macs_per_element
 from fullres.pipeline.execute import Predictor, tile_window
 from fullres.pipeline.plan import plan_image
 from tests.networks import narrow, random_image, vgg
+from tests.pipeline.budgets import least_budget
 
 torch.set_num_threads(1)
 
@@ -50,6 +51,20 @@ def test_macs_of_every_grain(name, size, budget, workers):
     )
     image = random_image(*size)
     grains = plan.grains[:: max(1, len(plan.grains) // 40)]
+    assert [counted(predictor, plan, grain, image) for grain in grains] == [grain.macs for grain in grains]
+
+
+@pytest.mark.parametrize("name", ["smp18", "smp50", "fcn32s18"])
+def test_macs_with_a_trunk(name):
+    predictor = Predictor(narrow(name), torch.device("cpu"), "fp32")
+    planned = {"workers": 3, "precision": "fp32", "dense": predictor.dense}
+    plans = (
+        plan_image(predictor.tree, (330, 600), memory_budget=budget, **planned)
+        for budget in range(least_budget(predictor.tree, (330, 600), **planned), 100 * MIB, MIB // 4)
+    )
+    plan = next(plan for plan in plans if plan.schedule.trunk)
+    image = random_image(330, 600)
+    grains = plan.grains[:: max(1, len(plan.grains) // 10)]
     assert [counted(predictor, plan, grain, image) for grain in grains] == [grain.macs for grain in grains]
 
 

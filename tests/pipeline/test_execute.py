@@ -14,7 +14,8 @@ from fullres.models.geometry import Span
 from fullres.ops.pooling import phases_of
 from fullres.pipeline.execute import Predictor, native_precision, predict_image, tile_window
 from fullres.pipeline.images import read_image
-from fullres.pipeline.plan import Grain, Plan, Schedule, plan_image, tile_grid
+from fullres.pipeline.plan import Grain, Plan, plan_image
+from fullres.pipeline.schedule import Schedule, tile_grid
 from tests.networks import assert_same_labels, assert_same_scores, narrow, random_image, scores_at_once, vgg
 from tests.pipeline.budgets import least_budget
 
@@ -78,14 +79,19 @@ def test_plans_of_any_size_workers_and_budget(case):
 
 @st.composite
 def schedules(draw, tree, dense):
-    """Any tiles, fan-outs and strips, also those that no budget would lead to; grains cut at any level."""
+    """Any trunk, tiles, fan-outs and strips, also those that no budget would lead to; grains cut at any
+    level."""
     size = draw(sizes)
+    trunk = draw(st.sampled_from([0, *tree.trunks()]))
+    tree = tree.with_trunk(trunk)
     tiles = tile_grid(size, draw(st.integers(8, 97)), tree.stride)
     fanouts = tuple(
-        draw(st.integers(1, rows * columns)) for rows, columns in (lv.window for lv in tree.levels)
+        1 if level.is_trunk else draw(st.integers(1, level.window[0] * level.window[1]))
+        for level in tree.levels
     )
     strips = tuple(draw(st.sampled_from([1, 2, 3, 7])) for _ in tree.levels)
-    schedule = Schedule(size, "fp32", dense, tiles, fanouts if dense else (1,) * len(fanouts), strips, 0)
+    fanouts = fanouts if dense else (1,) * len(fanouts)
+    schedule = Schedule(size, "fp32", dense, trunk, tiles, fanouts, strips, 0)
     level = draw(st.integers(-1, len(tree.levels) - 1)) if dense else -1
     stride = tree.levels[level].stride if level >= 0 else (1, 1)
     nodes = [
@@ -176,9 +182,8 @@ def test_native_precision_is_one_of_two():
 def test_a_grain_reads_its_tiles_window_only():
     """The window is all that a worker gets; around it the image may be anything."""
     predictor = Predictor(vgg(), torch.device("cpu"), "fp32")
-    schedule = Schedule(
-        (300, 280), "fp32", True, tile_grid((300, 280), 80, predictor.tree.stride), (1,) * 5, (1,) * 5, 0
-    )
+    tiles = tile_grid((300, 280), 80, predictor.tree.stride)
+    schedule = Schedule((300, 280), "fp32", True, 0, tiles, (1,) * 5, (1,) * 5, 0)
     middle = next(t for t, (rows, columns) in enumerate(schedule.tiles) if rows.start and columns.start)
     rows, columns = tile_window(predictor.tree, schedule, middle)
     assert 0 < rows.length < 300

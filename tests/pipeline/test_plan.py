@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fullres.models.catalogue import build
 from fullres.models.geometry import Span
 from fullres.pipeline.execute import tree_of
-from fullres.pipeline.plan import BudgetError, Plan, plan_image, tile_grid
+from fullres.pipeline.plan import Plan, plan_image
+from fullres.pipeline.schedule import BudgetError, tile_grid
 from tests.networks import narrow, vgg
 from tests.pipeline.budgets import fits, least_said
 
