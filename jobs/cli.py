@@ -5,6 +5,7 @@ import typer
 from fullres.jobs import bench, targets
 from fullres.jobs.datasets import datasets
 from fullres.jobs.evaluate import evaluate
+from fullres.jobs.explain import explain
 from fullres.jobs.models import models
 from fullres.jobs.plan import plan
 from fullres.jobs.predict import predict
@@ -22,6 +23,7 @@ app.command()(predict)
 app.command()(plan)
 app.command()(evaluate)
 app.command()(report)
+app.command()(explain)
 app.command()(scenes)
 app.command()(train)
 app.command()(datasets)
