@@ -153,7 +153,8 @@ def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     known = known_dataset(name)
     if len(known.classes) != info.num_classes:
         raise WeightsError(
-            f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}"
+            f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}; such "
+            "weights are a start for training: fullres train CONFIG.toml --drop-head"
         )
     return known
 

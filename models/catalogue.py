@@ -63,8 +63,10 @@ def _deeplab(backbone: Callable[..., Any], num_classes: int, width: float) -> nn
     return DeepLabV3Plus(backbone(width), num_classes, channels=_scaled(256, width))
 
 
-def _on_hrnet(network: Callable[..., nn.Module], c: int, num_classes: int, width: float) -> nn.Module:
-    return network(HRNet(c, width), num_classes, channels=_scaled(512, width))
+def _on_hrnet(
+    network: Callable[..., nn.Module], c: int, align_corners: bool, num_classes: int, width: float
+) -> nn.Module:
+    return network(HRNet(c, width, align_corners), num_classes, channels=_scaled(512, width))
 
 
 def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
@@ -73,7 +75,7 @@ def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
 
 def _spgnet(depths: tuple[int, ...], num_classes: int, width: float) -> nn.Module:
     encoders = [ResNet(depth, width) for depth in depths]
-    return SPGNet(encoders, num_classes, channels=_scaled(128, width))
+    return SPGNet(encoders, num_classes, channels=_scaled(128, width) // 4 * 4)
 
 
 def _unet(num_classes: int, width: float) -> nn.Module:
@@ -126,10 +128,9 @@ def _entries() -> list[Entry]:
     for c in (18, 32, 48):
         label = f"HRNetV2-W{c}"
         entries.append(Entry(f"hrnet{c}", partial(_hrnet, c), "HRNet", label, 4))
-        entries.append(Entry(f"ocrnet{c}", partial(_on_hrnet, OCRNet, c), "OCRNet", label, 4))
-    entries.append(
-        Entry("seethroughnet48", partial(_on_hrnet, SeeThroughNet, 48), "SeeThroughNet", "HRNetV2-W48", 4)
-    )
+        entries.append(Entry(f"ocrnet{c}", partial(_on_hrnet, OCRNet, c, True), "OCRNet", label, 4))
+    seethrough = partial(_on_hrnet, SeeThroughNet, 48, False)
+    entries.append(Entry("seethroughnet48", seethrough, "SeeThroughNet", "HRNetV2-W48", 4))
     for name, depths in (
         ("spgnet18", (18,)), ("spgnet50", (50,)), ("spgnet101", (101,)), ("spgnet18x2", (18, 18)),
         ("spgnet50x2", (50, 50)), ("spgnet101x2", (101, 101)),

@@ -7,7 +7,7 @@
   upwards through a 1x1 convolution and bilinear interpolation.
 - Before them, two 3x3 convolutions of stride 2 and four bottlenecks, 64 wide whatever C is.
 - Parameter names are those of the authors' HRNet-Semantic-Segmentation; in a network of this project they
-  stand behind `backbone.` (see `models.weights.load_published`).
+  stand behind `backbone.` (see `models.weights`).
 - `align_corners` is how published weights differ: mmsegmentation's and NVIDIA's, and the authors' first, were
   trained without it; the authors' later ones (with OCR) with it.
 - The backbone starts as the authors' ImageNet network does, the head as in their segmentation code (normal,

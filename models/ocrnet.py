@@ -10,8 +10,8 @@
   pixel go through a 1x1 to 512.
 - Dropout of 0.05, of whole channels, and biases in front of two batch norms are the authors'. mmsegmentation,
   which has neither, counts 12.08M parameters with HRNetV2-W18.
-- Parameter names are those of the authors' HRNet-Semantic-Segmentation (see `models.weights.load_published`);
-  their weights with OCR want `HRNet(48, align_corners=True)`.
+- Parameter names are those of the authors' HRNet-Semantic-Segmentation (see `models.weights`). Their weights
+  were trained with align_corners, so the catalogue builds `HRNet(c, align_corners=True)`.
 - SeeThroughNet's auxiliary heads (Han et al., CVPR 2022, Sec. 4.1) are on the backbone's four branches.
 """
 

@@ -12,10 +12,10 @@
 - Interpolation is with align_corners as in semseg, which wants images of 8 n + 1 pixels a side: then a
   feature lies on every eighth pixel, the border's included. Other sizes work. mmsegmentation, which has the
   same head, interpolates without it; its stem has half the channels (32, 32, 64), so 104,544 parameters less.
-- Parameter names of the head are semseg's: `published_names` renames the rest of its checkpoints.
+- Parameter names of the head are semseg's, and `models.weights` renames the rest of its checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -23,24 +23,6 @@ from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_ou
 from fullres.models.parts import conv_bn_relu, resize
 from fullres.models.pyramid import PyramidPooling
 from fullres.models.resnet import ResNet
-
-# semseg's stem is a row of layers: convolution, batch norm, ReLU, three times, and max pooling.
-_STEM = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
-
-
-def published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of hszhao/semseg's PSPNet under the names that it has here."""
-
-    def renamed(name: str) -> str:
-        first, _, rest = name.partition(".")
-        if first == "layer0":
-            index, _, kind = rest.partition(".")
-            return f"backbone.{_STEM[index]}.{kind}"
-        if first == "aux":
-            return f"auxiliary.0.{rest}"
-        return f"backbone.{name}" if first.startswith("layer") else name
-
-    return {renamed(name): tensor for name, tensor in state.items()}
 
 
 def _head(in_channels: int, channels: int, num_classes: int) -> nn.Sequential:

@@ -1,12 +1,15 @@
 """Weights in files: the project's own `.safetensors` and published `.pth` / `.pt` checkpoints.
 
 A file of the project carries what it is in its metadata (model, width, classes), so that `--model` and the
-file can be held against each other. Whatever does not fit is one error that lists every key.
+file can be held against each other; of any other, names and shapes say it. Whatever does not fit is one error
+that lists every key.
 """
 
 import json
 import pickle
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +20,6 @@ from torch import Tensor, nn
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.hrnet import HRNet
 from fullres.models.mobilenet import MobileNetV2
-from fullres.models.pspnet import published_names
 from fullres.models.resnet import ResNet
 
 # What published checkpoints hold beside the features, by prefix of the key.
@@ -28,6 +30,17 @@ NOT_FEATURES: dict[type[nn.Module], tuple[str, ...]] = {
         *("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),  # ImageNet
         *("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head."),  # segmentation
     ),
+}
+
+# hszhao/semseg's PSPNet: its stem is a row of layers, convolution, batch norm, ReLU, three times.
+SEMSEG = {
+    "layer0.0.": "backbone.conv1.",
+    "layer0.1.": "backbone.bn1.",
+    "layer0.3.": "backbone.conv2.",
+    "layer0.4.": "backbone.bn2.",
+    "layer0.6.": "backbone.conv3.",
+    "layer0.7.": "backbone.bn3.",
+    "aux.": "auxiliary.0.",
 }
 
 
@@ -134,47 +147,113 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     load_state(backbone, state, f"backbone weights {path}")
 
 
-def load_published(network: nn.Module, path: Path) -> None:
-    """Fill a segmentation network from its authors' checkpoint, where the keys of the backbone stand beside
-    those of the head instead of behind `backbone.`. Raises WeightsError."""
-    state, _ = read_state(path)
-    state = published_names(state)
-    own = network.state_dict()
-    state = {f"backbone.{n}" if f"backbone.{n}" in own else n: t for n, t in state.items()}
-    load_state(network, state, f"weights {path}")
-
-
 def load_network(model: str, path: Path) -> tuple[nn.Module, WeightsInfo]:
     """The network of that name with the weights of a file, in evaluation mode, fp32.
 
-    Width and class count are the file's. Raises WeightsError if the file is another network's, ValueError for
-    an unknown name.
+    Width and class count are the file's: what its metadata say, else what its shapes say. Raises WeightsError
+    if the file is another network's, ValueError for an unknown name.
     """
     if model not in CATALOGUE:
         raise ValueError(f"model is '{model}': one of {', '.join(CATALOGUE)}")
-    state, info = read_state(path)
-    if info is None and not CATALOGUE[model].dense:
-        raise WeightsError(
-            f"weights {path}: no metadata that say width and classes; {model} is read from the project's own"
-        )
-    if info is None:
-        classifier, stem = state.get("classifier.weight"), state.get("backbone.conv1.weight")
-        if classifier is None or stem is None:
-            raise WeightsError(
-                f"weights {path}: not of {model}: 'classifier.weight' or 'backbone.conv1.weight' is missing"
-                + (
-                    " (a backbone's checkpoint starts a training, it labels nothing)"
-                    if "fc.weight" in state
-                    else ""
-                )
-            )
-        info = WeightsInfo(None, stem.shape[0] / 64, classifier.shape[0])
-    if info.model is not None and info.model != model:
-        raise WeightsError(f"weights {path}: of model {info.model}, not of {model}")
+    state, info = _read_for(model, path, _shapes(model, 1, 1.0))
     network = build(model, info.num_classes, info.width)
-    load_state(
-        network,
-        {name: t.float() if t.is_floating_point() else t for name, t in state.items()},
-        f"weights {path}",
-    )
+    load_state(network, state, f"weights {path}")
     return network.eval(), info
+
+
+def start_from(network: nn.Module, model: str, path: Path, drop_head: bool = False) -> None:
+    """Fill `network`, built by `catalogue.build(model, ...)`, from a file of the same network and width.
+
+    With `drop_head`, what depends on the class count stays as it is, whatever count the file has. Raises
+    WeightsError, without `drop_head` also for a file of another class count.
+    """
+    own = network.state_dict()
+    state, info = _read_for(model, path, own)
+    classes = _class_count(model, own)
+    if drop_head:
+        state |= {name: own[name] for name in _class_axes(model)}
+    elif info.num_classes != classes:
+        raise WeightsError(
+            f"weights {path}: {info.num_classes} classes, the network has {classes}; "
+            "with --drop-head it takes all but what depends on the class count"
+        )
+    load_state(network, state, f"weights {path}")
+
+
+def _read_for(model: str, path: Path, own: Collection[str]) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """The tensors of a file under the names `own` of a network, and what the file is."""
+    state, info = read_state(path)
+    state = _own_names(state, own)
+    if info is None:
+        classes = _class_count(model, state)
+        if classes is None:
+            backbone = any(name in own for name in state)
+            raise WeightsError(
+                f"weights {path}: not of {model}: no convolution {' or '.join(_classifiers(model))}"
+                + (" (a backbone's checkpoint starts a training, it labels nothing)" if backbone else "")
+            )
+        info = WeightsInfo(None, _width(model, classes, state), classes)
+    elif info.model != model:
+        raise WeightsError(f"weights {path}: of model {info.model}, not of {model}")
+    return state, info
+
+
+def _own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Authors' names changed to those of a network with the names `own`. Auxiliary heads are left out where
+    it has none: they serve training alone."""
+    named = {}
+    for name, tensor in state.items():
+        for theirs, ours in SEMSEG.items():
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+        if f"backbone.{name}" in own:
+            name = f"backbone.{name}"
+        if name in own or not name.startswith("auxiliary."):
+            named[name] = tensor
+    return named
+
+
+@cache
+def _shapes(model: str, num_classes: int, width: float) -> dict[str, torch.Size]:
+    """Of all tensors of a network of the catalogue."""
+    with torch.device("meta"):
+        return {name: t.shape for name, t in build(model, num_classes, width).state_dict().items()}
+
+
+def _class_axes(model: str) -> dict[str, int]:
+    """The tensors whose shape depends on the class count, and along which axis."""
+    one, two = _shapes(model, 1, 1.0), _shapes(model, 2, 1.0)
+    return {
+        name: axis
+        for name in one
+        for axis, (n, m) in enumerate(zip(one[name], two[name], strict=True))
+        if n != m
+    }
+
+
+def _classifiers(model: str) -> dict[str, int]:
+    """The convolutions that put out classes, and how many channels more (SeeThroughNet's ignored pixels)."""
+    one = _shapes(model, 1, 1.0)
+    axes = _class_axes(model).items()
+    return {name: one[name][0] - 1 for name, axis in axes if axis == 0 and len(one[name]) == 4}
+
+
+def _class_count(model: str, state: Mapping[str, Tensor]) -> int | None:
+    """What the shapes of a network's tensors say, None where it has no such classifier."""
+    for name, more in _classifiers(model).items():
+        if name in state and state[name].dim() == 4:  # or it is of a backbone that classifies images
+            return state[name].shape[0] - more
+    return None
+
+
+def _width(model: str, num_classes: int, state: Mapping[str, Tensor]) -> float:
+    """The one with which most convolutions have the shapes of `state`. Layers round their channels in
+    different ways, so that the stem does not always tell: every layer proposes one."""
+    full = _shapes(model, num_classes, 1.0)
+    shapes = {name: t.shape for name, t in state.items() if name in full and t.dim() == 4}
+
+    def fitting(width: float) -> int:
+        narrow = _shapes(model, num_classes, width)
+        return sum(narrow[name] == shape for name, shape in shapes.items())
+
+    return max({shape[0] / full[name][0] for name, shape in shapes.items()}, key=fitting)

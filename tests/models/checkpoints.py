@@ -1,4 +1,4 @@
-"""Lists of the keys and shapes of published checkpoints, kept beside the repository."""
+"""Checkpoints as published: from lists of keys and shapes, kept beside the repository, or of a network."""
 
 import os
 from pathlib import Path
@@ -24,3 +24,21 @@ def random_state(name, seed=0):
         else:
             state[key] = torch.rand([int(n) for n in shape.split("x")], generator=generator)
     return state
+
+
+def published_hrnet(network):
+    """As its authors' training code writes it: behind `model.`, beside the class weights of the loss."""
+    state = {f"model.{key.removeprefix('backbone.')}": t for key, t in network.state_dict().items()}
+    return {**state, "loss.criterion.weight": torch.rand(5)}
+
+
+def published_pspnet(network):
+    """As hszhao/semseg writes it: behind `module.`, the stem a row of layers, an auxiliary head."""
+    stem = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    state = {}
+    for name, tensor in network.state_dict().items():
+        name = name.removeprefix("backbone.")
+        layer, _, kind = name.partition(".")
+        state[f"module.layer0.{stem[layer]}.{kind}" if layer in stem else f"module.{name}"] = tensor
+    state |= {"module.aux.0.weight": torch.rand(4, 8, 3, 3), "module.aux.4.bias": torch.rand(5)}
+    return {"epoch": 200, "state_dict": state}

@@ -4,8 +4,8 @@ import torch
 from fullres.models.hrnet import HRNet, HRNetV2
 from fullres.models.mobilenet import MobileNetV2
 from fullres.models.resnet import ResNet
-from fullres.models.weights import WeightsError, load_backbone, load_published
-from tests.models.checkpoints import random_state
+from fullres.models.weights import WeightsError, load_backbone
+from tests.models.checkpoints import published_hrnet, random_state
 
 torch.set_num_threads(1)
 
@@ -61,29 +61,9 @@ def test_a_published_checkpoint_fills_every_parameter_of_a_backbone(name, build,
     assert_holds(backbone, {key: t for key, t in published.items() if not key.startswith(left_out)})
 
 
-def test_hrnets_checkpoint_fills_the_whole_network(checkpoint):
-    published = random_state("hrnet_w48_cityscapes")
-    network = without_values(lambda: HRNetV2(HRNet(48), 19))
-    load_published(network, checkpoint({f"model.{key}": t for key, t in published.items()}))
-    expected = {
-        key if key.startswith("last_layer.") else f"backbone.{key}": t for key, t in published.items()
-    }
-    assert_holds(network, expected)
-
-
-def published_hrnet(network):
-    """As its authors' training code writes it: behind `model.`, beside the class weights of the loss."""
-    state = {f"model.{key.removeprefix('backbone.')}": t for key, t in network.state_dict().items()}
-    return {**state, "loss.criterion.weight": torch.rand(5)}
-
-
-def test_keys_behind_model_and_tensors_of_the_loss(checkpoint):
-    network, other = (HRNetV2(HRNet(48, 1 / 12), 5) for _ in range(2))
-    path = checkpoint(published_hrnet(network))
-    load_published(other, path)
-    assert_holds(other, network.state_dict())
-    backbone = HRNet(48, 1 / 12)
-    load_backbone(backbone, path)
+def test_a_whole_networks_checkpoint_fills_the_backbone(checkpoint):
+    network, backbone = HRNetV2(HRNet(48, 1 / 12), 5), HRNet(48, 1 / 12)
+    load_backbone(backbone, checkpoint(published_hrnet(network)))
     assert_holds(backbone, network.backbone.state_dict())
 
 
@@ -119,14 +99,3 @@ def test_another_networks_checkpoint_is_refused_and_changes_nothing(backbone, so
     with pytest.raises(WeightsError, match=message):
         load_backbone(backbone, checkpoint(source().state_dict()))
     assert_holds(backbone, before)
-
-
-def test_a_whole_network_takes_no_other_head(checkpoint):
-    network = HRNetV2(HRNet(48, 1 / 12), 5)
-    state = published_hrnet(network)
-    del state["model.last_layer.3.bias"], state["model.stage4.2.fuse_layers.3.2.0.1.bias"]
-    state["model.cls_head.weight"] = torch.rand(5, 4, 1, 1)
-    with pytest.raises(WeightsError) as caught:
-        load_published(network, checkpoint(state))
-    assert "missing: backbone.stage4.2.fuse_layers.3.2.0.1.bias, last_layer.3.bias;" in str(caught.value)
-    assert str(caught.value).endswith("unexpected: cls_head.weight")
