@@ -17,10 +17,8 @@ from fullres.ops.pooling import lattice_length
 
 @dataclass(frozen=True)
 class LevelCost:
-    """For one batch of nodes: multiply-adds of the convolutions, bytes at the worst moment, bytes of the
-    exports."""
+    """For one batch of nodes: bytes at the worst moment, bytes of the exports."""
 
-    macs: int
     peak: int
     exports: int
 
@@ -58,10 +56,9 @@ def level_cost(
     def bytes_of(name: str) -> int:
         return batch * channels[name] * area(regions[name]) * itemsize
 
-    macs = peak = 0
+    peak = 0
     live: dict[str, int] = {}
     for step in level.steps:
-        macs += batch * macs_per_element(step) * area(regions[step.name])
         copies = _input_copy(step, regions[step.name], made[step.inputs[0]], batch, itemsize)
         overwritten = (
             step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
@@ -77,7 +74,19 @@ def level_cost(
         for name in step.inputs:
             if last_reader[name] == step.name and name not in level.exports:
                 live.pop(name, None)
-    return LevelCost(macs, peak, sum(bytes_of(name) for name in level.exports))
+    return LevelCost(peak, sum(bytes_of(name) for name in level.exports))
+
+
+def strip_cost(
+    level: Level, sources: Sources, batch: int, region: Region, strips: int, size: Pair, itemsize: int
+) -> LevelCost:
+    """The cost of `region` in that many row strips: the peak of the costliest, which has its halo on both
+    sides, and the exports of all."""
+    rows, columns = region
+    length = -(-rows.length // strips)
+    start = rows.start + (rows.length - length) // 2
+    middle = level_cost(level, sources, batch, (Span(start, start + length), columns), size, itemsize)
+    return LevelCost(middle.peak, middle.exports * rows.length // max(1, length))
 
 
 def _input_copy(step: Step, out: Region, read: tuple[int, Pair], batch: int, itemsize: int) -> int:

@@ -12,9 +12,9 @@ from fullres.ops.pooling import lattice_length
 from fullres.pipeline.cost import (
     convolutions,
     demands,
-    level_cost,
     macs_per_element,
     node_span,
+    strip_cost,
     subtree_elements,
 )
 from fullres.pipeline.execute import tile_window
@@ -60,11 +60,9 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
         rows, columns = (
             node_span(needed[a][level.exports[0]], level.stride[a], n) for a, n in ((0, height), (1, width))
         )
-        strip = Span(rows.start, rows.start - (-rows.length // schedule.strips[i]))
-        middle = (rows.length - strip.length) // 2  # where its halo is on both sides
-        region = (Span(strip.start + middle, strip.stop + middle), columns)
         sources = {name: made[name] for name in level.reads}
-        cost = level_cost(level, sources, batch, region, size, ITEMSIZE[schedule.precision])
+        itemsize = ITEMSIZE[schedule.precision]
+        cost = strip_cost(level, sources, batch, (rows, columns), schedule.strips[i], size, itemsize)
         summaries.append(
             LevelSummary(
                 level.stride,
@@ -76,7 +74,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
                 schedule.strips[i],
                 macs[i],
                 cost.peak,
-                cost.exports * rows.length // max(1, strip.length),
+                cost.exports,
             )
         )
     return summaries

@@ -28,9 +28,9 @@ from fullres.pipeline.cost import (
     Sources,
     convolutions,
     demands,
-    level_cost,
     macs_per_element,
     node_span,
+    strip_cost,
     subtree_elements,
 )  # fmt: skip
 
@@ -237,16 +237,13 @@ class _Scheduler:
         for level, fanout, strip in zip(self.tree.levels, fanouts, strips, strict=False):
             batch *= fanout
             lengths = tuple(lattice_length(self.size[a], 0, level.stride[a]) for a in (0, 1))
-            region = tuple(
+            region: Region = tuple(  # type: ignore[assignment]
                 node_span(needed[a][level.exports[0]], level.stride[a], lengths[a]) for a in (0, 1)
             )
             sources = {name: self.sources[name] for name in level.reads}
-            one = Span(region[0].start, region[0].start + -(-region[0].length // strip))
-            middle = _centred(one, region[0])
-            cost = level_cost(level, sources, batch, (middle, region[1]), self.size, self.itemsize)
-            exports = cost.exports * region[0].length // max(1, middle.length)
-            peak = max(peak, held + cost.peak + (exports if strip > 1 else 0))
-            held += exports
+            cost = strip_cost(level, sources, batch, region, strip, self.size, self.itemsize)
+            peak = max(peak, held + cost.peak + (cost.exports if strip > 1 else 0))
+            held += cost.exports
         last = self.tree.levels[-1]
         leaf = prod(
             node_span(
@@ -258,12 +255,6 @@ class _Scheduler:
 
 
 _STRIPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-def _centred(strip: Span, whole: Span) -> Span:
-    """A strip with its halo on both sides is the costliest."""
-    shift = (whole.length - strip.length) // 2
-    return Span(strip.start + shift, strip.stop + shift)
 
 
 def tile_grid(size: Pair, side: int, stride: Pair) -> tuple[Region, ...]:
