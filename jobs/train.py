@@ -36,10 +36,18 @@ def read_config(path: Path) -> TrainingConfig:
 
 def train(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False)],
+    drop_head: Annotated[
+        bool,
+        typer.Option(
+            "--drop-head", help="Start from weights of other classes: leave out what depends on their count."
+        ),
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")] = None,
 ) -> None:
     """Train the network of a configuration file; started again, it goes on from its last checkpoint."""
     config = read_config(config_path)
+    if drop_head and config.model.weights is None:
+        fail("--drop-head: no weights to start from: the configuration names none under model")
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +64,7 @@ def train(
                 if not console.is_terminal and report.step % 200 == 0:
                     console.print(f"step {report.step}/{report.steps} loss {report.loss:.3f}")
 
-            weights = fit(config, device, show)
+            weights = fit(config, device, show, drop_head)
     except (WeightsError, FilesError, ImageError, ValueError) as error:
         fail(error)
     print(weights)

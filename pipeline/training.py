@@ -13,39 +13,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
-from fullres.models.catalogue import CATALOGUE, Network, build
-from fullres.models.weights import WeightsInfo, load_backbone, save_weights
+from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.pairs import pair_with_labels
 from fullres.pipeline.images import atomic, list_images, read_image
+from fullres.pipeline.start import ModelConfig, Section, check_batch, starting_network
 from fullres.pipeline.steps import segmentation_loss
 from fullres.pipeline.transforms import normalise, random_crop
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(_Section):
-    """The network, and how it starts: ImageNet weights of its backbone (a torchvision `.pth`), or from
-    scratch."""
-
-    name: str
-    width: float = Field(default=1.0, gt=0)
-    backbone_weights: Path | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> "ModelConfig":
-        trained = [name for name, entry in CATALOGUE.items() if entry.dense]
-        if self.name not in trained:
-            raise ValueError(f"name is '{self.name}': one of {', '.join(trained)}")
-        return self
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """A folder of images and one of label maps, and what their ids mean."""
 
     dataset: str
@@ -60,9 +40,10 @@ class DataConfig(_Section):
         return self
 
 
-class TrainingConfig(_Section):
-    """Sec. 4.2's values by default. `phases`: split batches kept of each of the network's splits (SMP
-    only)."""
+class TrainingConfig(Section):
+    """The values of "Split-Merge Pooling", Sec. 4.2, by default. `phases`: split batches kept of each of the
+    network's splits (SMP only). `loss_stride`: interpolate on a random lattice of this stride (FCN32s and
+    FCN8s only). "sgd" has a momentum of 0.9."""
 
     model: ModelConfig
     data: DataConfig
@@ -72,7 +53,8 @@ class TrainingConfig(_Section):
     batch_size: int = Field(default=10, gt=0)
     crop: tuple[int, int] = (512, 512)
     phases: tuple[int, int, int, int] = (1, 1, 1, 1)
-    loss_stride: int = Field(default=1, ge=1)  # FCN: interpolate on a random lattice of this stride
+    loss_stride: int = Field(default=1, ge=1)
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["constant", "poly"] = "constant"
@@ -128,22 +110,24 @@ class Samples:
 
 
 def fit(
-    config: TrainingConfig, device: torch.device, progress: Callable[[StepReport], None] = lambda report: None
+    config: TrainingConfig,
+    device: torch.device,
+    progress: Callable[[StepReport], None] = lambda report: None,
+    drop_head: bool = False,
 ) -> Path:
     """Train to the end, from the last checkpoint in `config.out` if there is one; returns the weights' path.
 
-    Writes `checkpoint.pt` now and then and `weights.safetensors` at the end. Raises ValueError if the folder
-    holds a checkpoint of another configuration, and what reading data and weights raises.
+    Writes `checkpoint.pt` now and then and `weights.safetensors`, without auxiliary heads, at the end.
+    `drop_head`: see `starting_network`. Raises ValueError if the folder holds a checkpoint of another
+    configuration, if the network can't be trained on such batches, and what reading data and weights raises.
     """
     known = dataset(config.data.dataset)
+    check_batch(config.model, config.batch_size, config.crop)
     samples = Samples(config.data, known)
     torch.manual_seed(config.seed)
-    network = build(config.model.name, len(known.classes), config.model.width)
-    assert isinstance(network, Network)
-    if config.model.backbone_weights is not None:
-        load_backbone(network.backbone, config.model.backbone_weights)
-    network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    network = starting_network(config.model, len(known.classes), drop_head)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _optimizer(config, network)
     checkpoint = config.out / "checkpoint.pt"
     first = _resume(checkpoint, config, network, optimizer) if checkpoint.exists() else 0
     bf16 = config.precision == "bf16"
@@ -152,7 +136,7 @@ def fit(
         images, labels = samples.batch(
             config.batch_size, config.crop, np.random.default_rng((config.seed, step))
         )
-        torch.manual_seed(config.seed * 1_000_003 + step)  # the phases of this step
+        torch.manual_seed(config.seed * 1_000_003 + step)  # this step's phases and dropout
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         inputs = normalise(images.to(device), torch.float32)
@@ -173,11 +157,19 @@ def fit(
             losses.clear()
         if (step + 1) % config.checkpoint_every == 0:
             _save(checkpoint, step + 1, config, network, optimizer)
+    network.auxiliary = None  # type: ignore[assignment]  # heads are for training alone
     weights = config.out / "weights.safetensors"
     info = WeightsInfo(config.model.name, config.model.width, len(known.classes), known.name)
     with atomic(weights) as temporary:
         save_weights(network, temporary, info, torch.float16 if config.save_as == "fp16" else torch.float32)
     return weights
+
+
+def _optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
+    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, momentum=0.9, weight_decay=decay)
+    return torch.optim.Adam(parameters, rate, weight_decay=decay)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -195,7 +187,7 @@ def _identity(config: TrainingConfig) -> str:
 
 
 def _save(
-    path: Path, step: int, config: TrainingConfig, network: Network, optimizer: torch.optim.Optimizer
+    path: Path, step: int, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     state = {
         "step": step,
@@ -207,7 +199,7 @@ def _save(
         torch.save(state, temporary)
 
 
-def _resume(path: Path, config: TrainingConfig, network: Network, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     state = torch.load(path, weights_only=True)
     if state["config"] != _identity(config):
         raise ValueError(f"{path} is of another configuration; give another `out` or remove it")

@@ -1,9 +1,12 @@
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.models.weights import load_network
+from fullres.models.catalogue import build
+from fullres.models.resnet import ResNet
+from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline import training
 from fullres.pipeline.images import write_png
 from fullres.pipeline.scenes import render_scene
@@ -23,7 +26,7 @@ def scenes(tmp_path_factory):
 def train(scenes, tmp_path):
     """Write a configuration, with some values replaced, and run it."""
 
-    def run(out="run", model="smp18", more="", **changed):
+    def run(*options, out="run", model="smp18", more="", **changed):
         values = {
             "steps": 4,
             "batch_size": 2,
@@ -40,7 +43,7 @@ def train(scenes, tmp_path):
             f'labels = "{scenes}/labels"',
         ]
         (tmp_path / "config.toml").write_text("\n".join(lines))
-        return CliRunner().invoke(app, ["train", str(tmp_path / "config.toml"), "--threads", "1"])
+        return CliRunner().invoke(app, ["train", str(tmp_path / "config.toml"), *options, "--threads", "1"])
 
     return run
 
@@ -51,6 +54,10 @@ def train(scenes, tmp_path):
         ("smp18", {"phases": [1, 2, 2, 4], "schedule": "poly"}),
         ("fcn32s18", {"precision": "bf16"}),
         ("fcn8s18", {}),
+        ("pspnet50", {"optimizer": "sgd"}),
+        ("deeplabv3plus-mobilenet", {"more": 'auxiliary = "class_probability"'}),
+        ("spgnet18x2", {"optimizer": "sgd", "precision": "bf16"}),
+        ("unet", {}),
     ],
 )
 def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
@@ -61,8 +68,15 @@ def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
     assert (info.model, info.width, info.num_classes, info.dataset) == (model, 0.125, 19, "scenes")
 
 
-def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch):
-    settings = {"phases": [1, 1, 2, 2], "schedule": "poly", "steps": 5}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"phases": [1, 1, 2, 2]},
+        {"model": "pspnet50", "optimizer": "sgd"},  # dropout, momentum, an auxiliary head
+    ],
+)
+def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, settings):
+    settings = {"schedule": "poly", "steps": 5} | settings
     assert train(out="undisturbed", **settings).exit_code == 0
     loss, calls = training.segmentation_loss, []
 
@@ -124,12 +138,78 @@ def test_the_seed_and_nothing_else_decides(train, tmp_path):
         ({"learnin_rate": 1}, "learnin_rate = 1: Extra inputs are not permitted"),
         ({"model": "smp19"}, "name is 'smp19': one of smp18"),
         ({"more": 'backbone_weights = "no.pth"'}, "weights no.pth: no such file"),
+        (
+            {"more": 'weights = "a.pth"\nbackbone_weights = "b.pth"'},
+            "weights is 'a.pth', backbone_weights is 'b.pth': one of them",
+        ),
+        ({"more": 'weights = "no.pth"'}, "weights no.pth: no such file"),
+        ({"optimizer": "lion"}, "optimizer = 'lion': Input should be 'adam' or 'sgd'"),
+        (
+            {"model": "unet", "more": 'backbone_weights = "no.pth"'},
+            "backbone_weights is 'no.pth': unet has no backbone that is read (HRNet, MobileNetV2, ResNet)",
+        ),
+        (
+            {"model": "unet", "more": 'auxiliary = "class_probability"'},
+            "auxiliary is 'class_probability': unet has no auxiliary heads",
+        ),
+        (
+            {"model": "pspnet50", "batch_size": 1},
+            "batch_size is 1: pspnet50 has a batch norm with one value a channel at crop (64, 64); 2 or more",
+        ),
+        ({"options": ("--drop-head",)}, "--drop-head: no weights to start from"),
         ({"more": "["}, "is not TOML"),
     ],
 )
 def test_config_errors_name_field_value_and_what_is_allowed(train, tmp_path, changed, message):
-    result = train(**changed)
+    result = train(*changed.pop("options", ()), **changed)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert message in result.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+STANDSTILL = {"learning_rate": 1e-30, "steps": 1}
+
+
+def stood_still(a, b):
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-20)
+
+
+def test_goes_on_from_a_networks_weights(train, tmp_path):
+    assert train(out="first", model="unet").exit_code == 0
+    weights = tmp_path / "first/weights.safetensors"
+    assert train(out="second", model="unet", more=f'weights = "{weights}"', **STANDSTILL).exit_code == 0
+    first, second = (load_file(tmp_path / out / "weights.safetensors") for out in ("first", "second"))
+    assert all(stood_still(second[name], t) for name, t in first.items() if "running" not in name)
+
+
+def test_a_head_for_other_classes_starts_afresh(train, tmp_path):
+    torch.manual_seed(5)
+    save_weights(build("unet", 5, 0.125), tmp_path / "five.safetensors", WeightsInfo("unet", 0.125, 5))
+    settings = {"model": "unet", "more": f'weights = "{tmp_path}/five.safetensors"'} | STANDSTILL
+    result = train(**settings)
+    assert result.exit_code == 2
+    assert "5 classes, the network has 19; with --drop-head" in result.stderr.splitlines()[-1]
+    assert train("--drop-head", **settings).exit_code == 0
+    five, own = load_file(tmp_path / "five.safetensors"), load_file(tmp_path / "run/weights.safetensors")
+    assert own["classifier.weight"].shape[0] == 19
+    fresh = {name for name, t in own.items() if not stood_still(t, five[name]) and "running" not in name}
+    assert fresh == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(
+    ("model", "encoders"),
+    [("smp18", ["backbone."]), ("spgnet18x2", ["stages.0.encoder.", "stages.1.encoder."])],
+)
+def test_every_encoder_starts_from_its_published_weights(train, tmp_path, model, encoders):
+    """Later encoders have no stem."""
+    torch.manual_seed(5)
+    published = ResNet(18, 0.125).state_dict() | {"fc.weight": torch.zeros(1000, 64)}
+    torch.save(published, tmp_path / "resnet18.pth")
+    result = train(model=model, more=f'backbone_weights = "{tmp_path}/resnet18.pth"', **STANDSTILL)
+    assert result.exit_code == 0, result.output
+    trained = load_file(tmp_path / "run/weights.safetensors")
+    for encoder in encoders:
+        own = {n.removeprefix(encoder): t for n, t in trained.items() if n.startswith(encoder)}
+        assert any(n.startswith("layer4.") for n in own)
+        assert all(stood_still(t, published[n]) for n, t in own.items() if "running" not in n)

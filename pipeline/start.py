@@ -1,0 +1,118 @@
+"""The network that a training starts from: its parts for training alone, and its first weights."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from fullres.models.ann import ANN
+from fullres.models.auxiliary import AuxiliaryHeads
+from fullres.models.catalogue import CATALOGUE, build
+from fullres.models.ccnet import CCNet
+from fullres.models.deeplab import DeepLabV3Plus
+from fullres.models.dmnet import DMNet
+from fullres.models.ocrnet import OCRNet
+from fullres.models.pspnet import DilatedFCN, PSPNet
+from fullres.models.smp import SMP
+from fullres.models.spgnet import SPGNet
+from fullres.models.upernet import UPerNet
+from fullres.models.weights import NOT_FEATURES, WeightsError, load_backbone, start_from
+
+_WITH_HEADS = PSPNet | DilatedFCN | UPerNet | ANN | CCNet | DMNet | DeepLabV3Plus | OCRNet
+
+
+class Section(BaseModel):
+    """A part of a configuration: no other fields than these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The network, and how it starts: from a trained network's weights, from ImageNet weights of its backbone
+    (a published `.pth`), or from scratch.
+
+    `auxiliary`: what its auxiliary heads learn, where it has some. "cross_entropy": one head behind the
+    fourth stage (PSPNet, Sec. 4), none for OCRNet, whose soft regions are that. "class_probability": one
+    behind every stage (SeeThroughNet, Sec. 4.1).
+    """
+
+    name: str
+    width: float = Field(default=1.0, gt=0)
+    auxiliary: Literal["cross_entropy", "class_probability"] = "cross_entropy"
+    weights: Path | None = None
+    backbone_weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ModelConfig":
+        if self.name not in CATALOGUE:
+            raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
+        if self.weights is not None and self.backbone_weights is not None:
+            raise ValueError(
+                f"weights is '{self.weights}', backbone_weights is '{self.backbone_weights}': one of them"
+            )
+        return self
+
+
+def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:
+    """In training mode, on the CPU, with fresh parameters where no file has them.
+
+    `drop_head`: leave out what depends on the class count, so that weights of other classes are a start.
+    Raises ValueError for class probabilities of a network without auxiliary heads, WeightsError.
+    """
+    network = build(config.name, num_classes, config.width)
+    if config.weights is not None:
+        start_from(network, config.name, config.weights, drop_head)
+    if config.backbone_weights is not None:
+        _load_backbones(network, config.name, config.backbone_weights)
+    # Behind the weights: files are read without auxiliary heads.
+    if isinstance(network, _WITH_HEADS):
+        network.auxiliary = _heads(network, config, num_classes)
+    elif config.auxiliary == "class_probability":
+        raise ValueError(f"auxiliary is 'class_probability': {config.name} has no auxiliary heads")
+    return network.train()
+
+
+def _heads(network: _WITH_HEADS, config: ModelConfig, num_classes: int) -> AuxiliaryHeads | None:
+    channels = max(8, int(256 * config.width))
+    if config.auxiliary == "class_probability":
+        return AuxiliaryHeads(network.backbone.channels, num_classes + 1, (0, 1, 2, 3), channels)
+    if isinstance(network, OCRNet):
+        return None
+    return AuxiliaryHeads(network.backbone.channels, num_classes, (2,), channels)
+
+
+def _load_backbones(network: nn.Module, name: str, path: Path) -> None:
+    """Raises WeightsError, also for a network without a backbone that published checkpoints fit."""
+    encoders: list[Any] = (
+        [stage.encoder for stage in network.stages]
+        if isinstance(network, SPGNet)
+        else [getattr(network, "backbone", None)]
+    )
+    first, *later = encoders
+    if type(first) not in NOT_FEATURES:
+        known = ", ".join(sorted(kind.__name__ for kind in NOT_FEATURES))
+        raise WeightsError(f"backbone_weights is '{path}': {name} has no backbone that is read ({known})")
+    load_backbone(first, path)
+    for encoder in later:  # of the same depth, without the stem
+        encoder.load_state_dict(first.state_dict(), strict=False)
+
+
+def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> None:
+    """Raise ValueError where a batch norm would have one value a channel, and nothing to learn from.
+
+    Only a single crop can have such a layer. Nothing is computed: the network runs without data.
+    """
+    if batch_size > 1:
+        return
+    with torch.device("meta"):
+        network = build(config.name, 2, config.width).train()
+        try:
+            # Shrink pooling leaves an SMP what strides leave its backbone.
+            (network.backbone if isinstance(network, SMP) else network)(torch.empty(1, 3, *crop))
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size is 1: {config.name} has a batch norm with one value a channel at crop {crop}; "
+                f"2 or more"
+            ) from error
