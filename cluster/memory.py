@@ -11,8 +11,6 @@ import ctypes
 import mmap
 import platform
 
-import numpy as np
-
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # What a process that keeps freed memory was seen to grow to, beside what was in use: at most 2.4 times.
@@ -41,15 +39,21 @@ def keep_freed_memory(keep: bool) -> None:
         libc.malloc_trim(0)
 
 
-def release_shared(array: np.ndarray) -> None:
-    """Have this process no longer count the pages of an array in Ray's object store, which stay as they are
-    for others and come back when touched. Without this, every image that a worker has ever read would stay
-    resident. Only for arrays that were put there (`ray.put`): a private array would be lost.
-    """
-    begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (array.ctypes.data + array.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+def release_store() -> None:
+    """Have this process no longer count the pages of Ray's object store that it has touched, which stay as
+    they are and come back when touched again. Without this, every image that a worker has ever read and every
+    result that it has written would stay resident."""
+    libc = ctypes.CDLL(None)
+    for begin, end in _store_mappings():
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+
+def _store_mappings() -> list[tuple[int, int]]:
+    """Where shared memory of the object store lies in this process."""
+    with open("/proc/self/maps") as maps:
+        fields = [line.split() for line in maps if "/plasma" in line]
+    spans = [field[0].split("-") for field in fields if field[1].endswith("s")]
+    return [(int(begin, 16), int(end, 16)) for begin, end in spans]
 
 
 def resident_bytes() -> int:

@@ -14,7 +14,7 @@ from fullres.cluster.memory import (
     ENVIRONMENT,
     forget_peak,
     peak_resident_bytes,
-    release_shared,
+    release_store,
     resident_bytes,
     suit_allocator,
 )
@@ -82,6 +82,7 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
+            release_store()  # the last image's pages, and the last result's
             suit_allocator(schedule.peak_bytes, self.memory_budget)
         result = self.predictor.run(schedule, grain, part, scores)
         busy = time.perf_counter() - start
@@ -89,7 +90,6 @@ class Worker:
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
             peak = peak_resident_bytes()
-            release_shared(part)
         return Done(result, busy, max(0, peak - self.baseline))
 
 

@@ -9,8 +9,9 @@ from rich.progress import Progress
 
 from fullres.jobs.common import clear_errors, console, fail, load
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.explain import Explainer, LayerError, picture
+from fullres.pipeline.explain import Explainer, LayerError
 from fullres.pipeline.images import ImageError, list_images, naming, read_image, write_png
+from fullres.pipeline.pictures import heat
 
 
 def explain(
@@ -55,7 +56,7 @@ def explain(
                 continue
             for name, evidence in zip(ids, explainer.explain(image, list(ids.values())), strict=True):
                 ending = name.replace(" ", "_")
-                write_png(out / stem.parent / f"{stem.name}_{ending}.png", picture(image, evidence.map))
+                write_png(out / stem.parent / f"{stem.name}_{ending}.png", heat(image, evidence.map))
                 absent[name] += not evidence.pixels
     for path, reason in failures.items():
         console.print(f"[red]failed:[/] {naming(path, reason)}", soft_wrap=True, highlight=False)

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live
-from rich.table import Table
 
-from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.cluster.coordinator import Coordinator, Options, Status, Task, Write
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
     AddressOption,
@@ -26,18 +25,20 @@ from fullres.jobs.common import (
     parse_workers,
     ray_cluster,
 )  # fmt: skip
+from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import CATALOGUE, parameter_count
+from fullres.models.spgnet import has_attention
+from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.engines import Engine, Resources, SplitMerge, Windows
 from fullres.pipeline.images import (
     ImageError,
     image_size,
     list_images,
-    naming,
     read_image,
     write_bytes_atomically,
 )
 from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
-from fullres.pipeline.windows import WindowSpec
+from fullres.pipeline.windows import Guided, WindowSpec
 
 
 class SaveKind(enum.StrEnum):
@@ -83,23 +84,29 @@ def predict(
         list[SaveKind] | None,
         typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Also write an SPGNet's guided attention of these classes: car,pole."),
+    ] = None,
     address: AddressOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first image that can't be read.")
     ] = False,
 ) -> None:
     """Label every pixel at full resolution; started again, it does what is left."""
-    budget, count, kinds = parse_bytes(memory_budget), parse_workers(workers), [k.value for k in save or []]
+    budget, count = parse_bytes(memory_budget), parse_workers(workers)
+    kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
     spec = _window_spec(scales, flip, window, stride)
     with clear_errors():
         network, known, weights = load(model, weights, dataset)
+        attended = _attended(attention, model, network, known)
         found = [Task(path, stem) for path, stem in list_images(images)]
         sizes = _sizes(found)
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
-            engine = _engine(model, network, spec)
+            engine = _engine(model, network, spec, tuple(attended.values()))
             for size in sizes:  # a budget too small, a window too large end the job here
                 engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
             settings = {
@@ -108,14 +115,23 @@ def predict(
             }  # fmt: skip
             if isinstance(engine, Windows):
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
+            if attended:
+                settings |= {"attention": list(attended)}
             claim_folder(out, settings)
             tasks = [task for task in found if not is_done(out, task.stem)]
             options = Options(chosen, budget, count, device, scores, strict)
-            status = _run(engine, options, tasks, known.palette, kinds, out)
-    summary = _summary(status, settings, skipped=len(found) - len(tasks))
+
+            def write(task: Task, image: Any, result: Any) -> None:
+                maps: dict[str, Any] = {}
+                if isinstance(result, Guided):
+                    result, maps = result.classes, dict(zip(attended, result.attention, strict=True))
+                write_outputs(out, task.stem, image, result, known.palette, kinds, maps)
+
+            status = _run(engine, options, tasks, write)
+    summary = summarise(status, settings, skipped=len(found) - len(tasks))
     summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
-    _say(status, summary, out)
+    say(status, summary, out)
     raise typer.Exit(1 if status.failures else 0)
 
 
@@ -134,11 +150,24 @@ def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int
     return WindowSpec(factors, flip, window, stride)
 
 
-def _engine(model: str, network: Any, spec: WindowSpec | None) -> Engine:
+def _attended(names: str | None, model: str, network: Any, known: Dataset) -> dict[str, int]:
+    """The class ids of `--attention`. Ends the job at an unknown name, or a network that attends to none."""
+    if names is None:
+        return {}
+    if not has_attention(network):
+        fail(f"--attention: {model} has no guided attention; SPGNets of two stages have, e.g. spgnet50x2")
+    listed = dict.fromkeys(name.strip() for name in names.split(","))
+    for name in listed:
+        if name not in known.classes:
+            fail(f"--attention: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
+    return {name: known.classes.index(name) for name in listed}
+
+
+def _engine(model: str, network: Any, spec: WindowSpec | None, attention: tuple[int, ...]) -> Engine:
     """Split-merge for the networks that have it, unless windows are asked for."""
     if CATALOGUE[model].dense and spec is None:
         return SplitMerge(network)
-    return Windows(network, spec or WindowSpec())
+    return Windows(network, spec or WindowSpec(), attention)
 
 
 def _sizes(tasks: list[Task]) -> set[tuple[int, int]]:
@@ -159,16 +188,10 @@ def _digest(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
-def _run(
-    engine: Engine, options: Options, tasks: list[Task], palette: Any, kinds: list[Any], out: Path
-) -> Status:
+def _run(engine: Engine, options: Options, tasks: list[Task], write: Write) -> Status:
     if not tasks:
         return Status(images=0)
     coordinator = Coordinator(engine, options)
-
-    def write(task: Task, image: Any, result: Any) -> None:
-        write_outputs(out, task.stem, image, result, palette, kinds)
-
     shown = time.monotonic()
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
@@ -178,96 +201,8 @@ def _run(
                 return
             shown = time.monotonic()
             if console.is_terminal:
-                live.update(_display(status))
+                live.update(display(status))
             else:
-                console.print(_line(status))
+                console.print(line(status))
 
         return coordinator.run(tasks, read_image, write, report)
-
-
-def _display(status: Status) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row(_line(status))
-    loads = Table.grid(padding=(0, 2))
-    for worker in status.workers:
-        if worker.info is None:
-            loads.add_row(worker.name, "starting", "", "")
-        else:
-            share = worker.busy / max(1e-9, time.monotonic() - worker.started)
-            loads.add_row(
-                worker.name,
-                f"{worker.info.host} {worker.info.device}",
-                f"{share:4.0%} busy",
-                f"{worker.grains} subtrees",
-            )
-    table.add_row(loads)
-    return table
-
-
-def _line(status: Status) -> str:
-    ended = status.done + len(status.failures)
-    left = "estimating time left"
-    if status.first_grain is not None and status.grains_done:
-        # images not read yet are taken to be like those that were
-        seen = max(1, ended + status.in_flight)
-        total = status.grains * status.images / seen
-        rate = status.grains_done / max(1e-9, time.monotonic() - status.first_grain)
-        left = f"{_duration((total - status.grains_done) / max(rate, 1e-9))} left"
-    return f"images {ended}/{status.images}  subtrees {status.grains_done}/{status.grains}  {left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(max(0, seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _summary(status: Status, settings: dict[str, Any], skipped: int) -> dict[str, Any]:
-    wall = status.elapsed
-    working = time.monotonic() - status.begun
-    return {
-        "settings": settings,
-        "images": {"done": status.done, "already_done": skipped, "failed": len(status.failures)},
-        "failures": status.failures,
-        "wall_seconds": round(wall, 3),
-        "tera_operations": round(2 * status.macs_done / 1e12, 3),
-        "subtrees": {"done": status.grains_done, "run_again": status.grains_rerun},
-        "bytes": {
-            "images_out": status.bytes_out,
-            "results_back": status.bytes_back,
-            "image_pixels": status.image_bytes,
-        },
-        "workers": [
-            {
-                "name": w.name,
-                "host": w.info.host if w.info else None,
-                "device": w.info.device if w.info else None,
-                "busy_share": round(w.busy / max(1e-9, status.begun + wall - w.started), 4)
-                if w.started
-                else 0.0,
-                "subtrees": w.grains,
-                "restarts": w.restarts,
-                "peak_bytes": w.peak_bytes,
-            }
-            for w in status.workers
-        ],
-        "total_seconds": round(working, 3),
-    }
-
-
-def _say(status: Status, summary: dict[str, Any], out: Path) -> None:
-    for path, reason in status.failures.items():
-        console.print(
-            f"[red]failed:[/] {naming(path, reason)}",
-            soft_wrap=True,
-            highlight=False,
-        )
-    done, failed, before = (summary["images"][k] for k in ("done", "failed", "already_done"))
-    parts = [f"{done} image{'s' * (done != 1)} labelled in {_duration(status.elapsed)}"]
-    if before:
-        parts.append(f"{before} done before")
-    if failed:
-        parts.append(f"{failed} failed")
-    if status.workers and done:
-        busy = sum(w["busy_share"] for w in summary["workers"]) / len(status.workers)
-        parts.append(f"{len(status.workers)} workers {busy:.0%} busy")
-    print(f"{', '.join(parts)}; results in {out}")

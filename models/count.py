@@ -25,5 +25,10 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
     finally:
         for module in training:
             module.training = True
+    return counted_macs(counter)
+
+
+def counted_macs(counter: FlopCounterMode) -> int:
+    """Of what ran under the counter, the multiply-adds of convolutions and linear layers."""
     counts = counter.get_flop_counts().get("Global", {})
     return sum(counts.get(layer, 0) for layer in LAYERS) // 2

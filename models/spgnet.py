@@ -23,7 +23,6 @@ those of Tables 3, 5 to 7, 9, 11 and 12 follow from what is here, but for one (F
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
@@ -296,20 +295,29 @@ class SPGNet(nn.Module):
             return resize(stages[-1], size, align_corners=True)
         return SPGNetOutput(tuple(resize(logits, size, align_corners=True) for logits in stages))
 
-    def attention(self, image: Tensor, stage: int = 0) -> Tensor:
-        """Guided attention of each class behind a stage (Sec. 4.5), to look at: N x classes x H x W, each map
-        stretched to [0, 1].
+    def guided(self, image: Tensor, stage: int = 0) -> tuple[Tensor, Tensor]:
+        """Logits, and guided attention of each class behind a stage (Sec. 4.5) as it is; both N x classes x H
+        x W.
 
         Raises:
             ValueError: no SPG module there.
         """
+        if stage >= len(self.guides):
+            raise ValueError(f"behind stage {stage} is no other stage, so nothing that attends to a class")
         guide = self.guides[stage]
         if not isinstance(guide, SPG):
             raise ValueError(f"behind stage {stage} is {type(guide).__name__}, which attends to no class")
-        decoded, _ = next(islice(self._run(image), stage, None))
-        maps = resize(guide.class_attention(decoded), image.shape[-2:], align_corners=True)
-        low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-        return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+        for i, (decoded, given) in enumerate(self._run(image)):
+            if i == stage:
+                maps = guide.class_attention(decoded)
+            if given is not None:  # the last stage's is
+                logits = given
+        size = image.shape[-2:]
+        return resize(logits, size, align_corners=True), resize(maps, size, align_corners=True)
+
+    def attention(self, image: Tensor, stage: int = 0) -> Tensor:
+        """Guided attention to look at: as `guided`, each map stretched to [0, 1]."""
+        return stretched(self.guided(image, stage)[1])
 
     def _run(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Decoder output and logits of each stage, at output stride 4."""
@@ -320,3 +328,14 @@ class SPGNet(nn.Module):
             yield before.output, logits
         output = self.stages[-1](x, before).output
         yield output, self.classifier(output)
+
+
+def has_attention(network: nn.Module) -> bool:
+    """Whether `guided` works behind its first stage."""
+    return isinstance(network, SPGNet) and len(network.guides) > 0 and isinstance(network.guides[0], SPG)
+
+
+def stretched(maps: Tensor) -> Tensor:
+    """... x H x W, each map's least value to 0 and its greatest to 1; a map of one value is 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import Network
-from fullres.models.count import count_macs
 from fullres.models.geometry import Span
 from fullres.models.levels import Region
 from fullres.models.split_merge import FullResolution
@@ -21,6 +20,7 @@ from fullres.pipeline import windows
 from fullres.pipeline.execute import Predictor, place, tile_window, tree_of
 from fullres.pipeline.plan import Grain, Plan, plan_image
 from fullres.pipeline.schedule import Precision
+from fullres.pipeline.window_memory import WindowCosts
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Resources:
 
 
 class Merger(Protocol):
-    """Takes grains' results in any order."""
+    """Takes grains' results in any order. `result`: H x W uint8 class ids or classes x H x W scores, or
+    `windows.Guided`."""
 
-    result: np.ndarray | None
+    result: Any
 
     def add(self, grain: Any, part: np.ndarray) -> bool:
         """Whether `result` is complete now."""
@@ -103,27 +104,29 @@ class _TreeMerger:
 
 
 class Windows:
-    """Sliding windows, scales and mirror images of any network. `network` returns logits N x classes x H x
-    W."""
+    """Sliding windows, scales and mirror images of any network. `network` returns logits N x classes x H x W;
+    `attention`: classes of which an SPGNet's guided attention is wanted too."""
 
-    def __init__(self, network: nn.Module, spec: windows.WindowSpec) -> None:
-        self.network, self.spec = network, spec
-        self._macs: dict[Pair, int] = {}
+    def __init__(self, network: nn.Module, spec: windows.WindowSpec, attention: tuple[int, ...] = ()) -> None:
+        self.network, self.spec, self.attention = network, spec, attention
+        self._costs: dict[Precision, WindowCosts] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Windows, (self.network, self.spec, self.attention)
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> windows.WindowPlan:
-        return windows.plan_windows(size, self.spec, self._count)
-
-    def _count(self, height: int, width: int) -> int:
-        if (height, width) not in self._macs:
-            self._macs[height, width] = count_macs(self.network, height, width)
-        return self._macs[height, width]
+        precision = resources.precision
+        if precision not in self._costs:
+            self._costs[precision] = WindowCosts(self.network, precision, self.attention)
+        costs = self._costs[precision]
+        return costs.fit(windows.plan_windows(size, self.spec, costs.macs), resources.memory_budget)
 
     def parts(self, plan: windows.WindowPlan) -> list[Region]:
         height, width = plan.schedule.size
         return [(Span(0, height), Span(0, width))]
 
     def merger(self, plan: windows.WindowPlan, scores: bool) -> Merger:
-        return windows.Merger(plan, scores)
+        return windows.Merger(plan, scores, len(self.attention))
 
     def predictor(self, device: torch.device, precision: Precision) -> windows.WindowPredictor:
-        return windows.WindowPredictor(self.network, device, precision)
+        return windows.WindowPredictor(self.network, device, precision, self.attention)

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -120,13 +119,6 @@ def default_layer(network: nn.Module) -> str:
     if isinstance(network, SPGNet):
         return f"stages.{len(network.stages) - 1}.encoder.layer4"
     return f"backbone.{_LAST_LAYER[type(network.backbone)]}"
-
-
-def picture(image: np.ndarray, cam: np.ndarray) -> np.ndarray:
-    """A map (H x W in [0, 1]) in Grad-CAM's colours, blue to red, half transparent over its image (H x W x 3
-    uint8 RGB)."""
-    colours = cv2.applyColorMap(np.rint(255 * cam).astype(np.uint8), cv2.COLORMAP_JET)
-    return cv2.addWeighted(image, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
 
 
 def _dilated(network: SMP) -> FCN32s:

@@ -1,7 +1,7 @@
 """What `predict` leaves for one image, and what is already there."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from fullres.pipeline.images import atomic, write_bytes_atomically, write_png
-from fullres.pipeline.pictures import colour, overlay
+from fullres.pipeline.pictures import colour, heat, overlay
 
 Kind = Literal["color", "overlay", "npy", "safetensors"]
 MANIFEST = "predict.json"
@@ -27,7 +27,9 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     if manifest.exists():
         before = json.loads(manifest.read_text())
         differing = [
-            f"{k}: {before.get(k)} there, {v} now" for k, v in settings.items() if before.get(k) != v
+            f"{k}: {before.get(k)} there, {settings.get(k)} now"
+            for k in before | settings
+            if before.get(k) != settings.get(k)
         ]
         if differing:
             raise OutputsError(
@@ -49,10 +51,12 @@ def write_outputs(
     result: np.ndarray,
     palette: Sequence[Sequence[int]],
     kinds: Sequence[Kind],
+    attention: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """`STEM.png` with class ids and what else is asked, each whole or not at all.
 
-    result: H x W uint8 class ids, or classes x H x W scores where a kind asks for them.
+    result: H x W uint8 class ids, or classes x H x W scores where a kind asks for them. `attention`: by class
+    a map, H x W in [0, 1], to lay over the image.
     """
     labels = result if result.ndim == 2 else argmax(result)
     if "color" in kinds:
@@ -66,6 +70,8 @@ def write_outputs(
         write_bytes_atomically(
             _named(out, stem, "_scores.safetensors"), save({"scores": torch.from_numpy(result)})
         )
+    for name, values in (attention or {}).items():
+        write_png(_named(out, stem, f"_attention_{name.replace(' ', '_')}.png"), heat(image, values))
     write_png(_named(out, stem, ".png"), labels)
 
 

@@ -18,3 +18,9 @@ def overlay(
 ) -> np.ndarray:
     """Lay class colours of weight `alpha` in [0, 1] over an HxWx3 uint8 RGB image of the same H and W."""
     return cv2.addWeighted(image, 1 - alpha, colour(labels, palette), alpha, 0)
+
+
+def heat(image: np.ndarray, values: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """Lay an HxW map of values in [0, 1], blue to red, with weight `alpha` over an HxWx3 uint8 RGB image."""
+    colours = cv2.applyColorMap(np.rint(255 * values).astype(np.uint8), cv2.COLORMAP_JET)
+    return cv2.addWeighted(image, 1 - alpha, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), alpha, 0)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from fullres.models.geometry import Span
 from fullres.models.levels import Region
+from fullres.models.spgnet import stretched
 from fullres.models.trace import Pair
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.execute import DTYPES
@@ -78,11 +80,12 @@ class WindowGrain:
 
 @dataclass(frozen=True)
 class WindowSchedule:
-    """What a worker must know beside the grain."""
+    """What a worker must know beside the grain. `peak_bytes` is the predicted peak beyond the model's own
+    memory (`window_memory.py`), 0 where nobody asked for it."""
 
     size: Pair
     spec: WindowSpec
-    peak_bytes: int = 0  # not predicted
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,15 @@ def plan_windows(
 
 
 class WindowPredictor:
-    """A network ready for windows on one device. It returns logits N x classes x H x W."""
+    """A network ready for windows on one device. It returns logits N x classes x H x W.
 
-    def __init__(self, network: nn.Module, device: torch.device, precision: Precision) -> None:
-        self.device, self.dtype = device, DTYPES[precision]
+    `attention`: of these classes an SPGNet's guided attention is wanted too.
+    """
+
+    def __init__(
+        self, network: nn.Module, device: torch.device, precision: Precision, attention: tuple[int, ...] = ()
+    ) -> None:
+        self.device, self.dtype, self.attention = device, DTYPES[precision], attention
         self.network = network.eval().to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.requires_grad_(False)
 
@@ -133,77 +141,124 @@ class WindowPredictor:
     def run(
         self, schedule: WindowSchedule, grain: WindowGrain, image: np.ndarray, scores: bool = False
     ) -> np.ndarray:
-        """A grain's share of the sum of probabilities: classes x h x w float32 on its reach (float16 if the
-        precision is bf16). image: H x W x 3 uint8."""
+        """A grain's share of the sum of probabilities, and behind them of the attention asked for: channels x
+        h x w float32 on its reach (float16 if the precision is bf16). image: H x W x 3 uint8."""
+        return self.share(schedule, grain, torch.from_numpy(image)).cpu().numpy()
+
+    def share(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> Tensor:
+        """What `run` returns, on this device."""
+        x, (rows, columns) = self._input(schedule, grain, image)
+        values = self.channels(x)
+        if schedule.spec.flip:
+            values.add_(self.channels(x.flip(-1)).flip(-1)).div_(2)
+        return self._onto_image(schedule, grain, values[0, :, slice(*rows), slice(*columns)])
+
+    def channels(self, x: Tensor) -> Tensor:
+        """Probabilities and attention, 1 x channels x h x w fp32."""
+        if not self.attention:
+            return _softmax(self.network(x))
+        logits, maps = self.network.guided(x)
+        return torch.cat((_softmax(logits), maps[:, self.attention].float()), 1)
+
+    def _input(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> tuple[Tensor, Region]:
+        """What the network reads, 1 x 3 x h x w, and which part of it is image."""
         part = self._resized(image, grain)
         window = schedule.spec.window or 0
-        missing = [max(0, window - part.shape[-2 + a]) for a in (0, 1)]
+        missing = [max(0, window - n) for n in part.shape[-2:]]
         top, left = missing[0] // 2, missing[1] // 2
+        rows, columns = Span(top, top + part.shape[-2]), Span(left, left + part.shape[-1])
         x = F.pad(part, (left, missing[1] - left, top, missing[0] - top)).to(self.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        probability = self.network(x).float().softmax(1)
-        if schedule.spec.flip:
-            mirrored = self.network(x.flip(-1)).float().softmax(1).flip(-1)
-            probability = (probability + mirrored) / 2
-        probability = probability[..., top : top + part.shape[-2], left : left + part.shape[-1]]
-        share = self._share(schedule, grain, probability)[0]
-        dtype = torch.float16 if self.dtype == torch.bfloat16 else torch.float32
-        return share.to(dtype).cpu().numpy()
+        return x.contiguous(memory_format=torch.channels_last), (rows, columns)
 
-    def _resized(self, image: np.ndarray, grain: WindowGrain) -> Tensor:
+    def _resized(self, image: Tensor, grain: WindowGrain) -> Tensor:
         """The grain's window of the resized and normalised image, 1 x 3 x h x w fp32."""
         size = (image.shape[0], image.shape[1])
         reads = [bilinear_reads(*grain.region[a], size[a], grain.scaled[a]) for a in (0, 1)]
         (top, bottom), (left, right) = reads
-        part = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right])).to(self.device)
+        part = image[top:bottom, left:right].contiguous().to(self.device)
         x = part.permute(2, 0, 1)[None].float()
         x = bilinear_window(x, (top, left), size, grain.scaled, *grain.region)
         return normalise(x.permute(0, 2, 3, 1), torch.float32)
 
-    def _share(self, schedule: WindowSchedule, grain: WindowGrain, probability: Tensor) -> Tensor:
-        """Divided by how many windows and scales there are at each place, on the image's own pixels."""
+    def _onto_image(self, schedule: WindowSchedule, grain: WindowGrain, values: Tensor) -> Tensor:
+        """channels x h x w, overwritten: divided by how many windows and scales there are at each place, and
+        resized to the image's own pixels, a channel after the other as they are large."""
         spec = schedule.spec
         for a in (0, 1):
             counts = spec.cover(grain.scaled[a])[slice(*grain.region[a])].to(self.device)
-            probability = probability / (counts[:, None] if a == 0 else counts)
-        probability = probability / len(spec.scales)
+            values.div_(counts[:, None] if a == 0 else counts)
+        values.div_(len(spec.scales))
+        shape = (len(values), grain.reach[0].length, grain.reach[1].length)
+        dtype = torch.float16 if self.dtype == torch.bfloat16 else torch.float32
+        share = torch.empty(shape, dtype=dtype, device=self.device)
         if grain.scaled == schedule.size:
-            return probability
+            return share.copy_(values)
         inner = [[int(s.start > 0), int(s.stop < n)] for s, n in zip(grain.region, grain.scaled, strict=True)]
-        padded = F.pad(probability, (*inner[1], *inner[0]))  # beyond the window its share is nothing
         origin = (grain.region[0].start - inner[0][0], grain.region[1].start - inner[1][0])
-        return bilinear_window(padded, origin, grain.scaled, schedule.size, *grain.reach)
+        for channel, resized in zip(values, share, strict=True):
+            padded = F.pad(channel, (*inner[1], *inner[0]))  # beyond the window its share is nothing
+            resized.copy_(bilinear_window(padded, origin, grain.scaled, schedule.size, *grain.reach))
+        return share
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Over classes, fp32. Channels last spare it a copy."""
+    return logits.float().movedim(1, -1).softmax(-1).movedim(-1, 1)
+
+
+class Guided(NamedTuple):
+    """A result with guided attention. `attention`: H x W float32 of each class asked for, stretched to [0, 1]
+    over the image."""
+
+    classes: np.ndarray
+    attention: np.ndarray
 
 
 @dataclass
 class Merger:
     """Adds up grains' shares, in their order whatever the order in which they come.
 
-    `result` is complete when `add` has returned true: H x W uint8 class ids, or with `scores` the mean
-    probabilities, classes x H x W.
+    `result` is there when `add` has returned true: H x W uint8 class ids, or with `scores` the mean
+    probabilities, classes x H x W. Where the shares' last `attention` channels are guided attention, it is
+    `Guided`.
     """
 
     plan: WindowPlan
     scores: bool
-    result: np.ndarray | None = None
+    attention: int = 0
+    result: np.ndarray | Guided | None = None
     _early: dict[int, np.ndarray] = field(default_factory=dict)
     _next: int = 0
     _bands: dict[int, np.ndarray] = field(default_factory=dict)
+    _classes: np.ndarray | None = None
+    _attention: np.ndarray | None = None
 
     def add(self, grain: WindowGrain, share: np.ndarray) -> bool:
         self._early[grain.index] = share
         while self._next in self._early:
             self._add(self.plan.grains[self._next], self._early.pop(self._next))
             self._next += 1
-        return self._next == len(self.plan.grains)
+        if self._next < len(self.plan.grains):
+            return False
+        self.result = self._classes
+        if self.attention:
+            assert self._classes is not None
+            assert self._attention is not None
+            for values in map(torch.from_numpy, self._attention):
+                values.copy_(stretched(values))
+            self.result = Guided(self._classes, self._attention)
+        return True
 
     def _add(self, grain: WindowGrain, share: np.ndarray) -> None:
         height, width = self.plan.schedule.size
-        if self.result is None:
-            shape: tuple[int, ...] = (height, width)
-            self.result = (
-                np.empty((len(share), *shape), share.dtype) if self.scores else np.empty(shape, np.uint8)
+        if self._classes is None:
+            classes = len(share) - self.attention
+            self._classes = (
+                np.empty((classes, height, width), share.dtype)
+                if self.scores
+                else np.empty((height, width), np.uint8)
             )
+            self._attention = np.empty((self.attention, height, width), np.float32)
         (top, bottom), (left, right) = grain.reach
         for band in range(top // _BAND, ceil(bottom / _BAND)):
             if band not in self._bands:
@@ -220,19 +275,22 @@ class Merger:
     def _let_go(self, band: int) -> None:
         total = self._bands.pop(band)
         rows = slice(band * _BAND, band * _BAND + total.shape[1])
-        assert self.result is not None
+        assert self._classes is not None
+        assert self._attention is not None
+        probability, attention = np.split(total, [len(total) - self.attention])
         if self.scores:
-            self.result[:, rows] = total
+            self._classes[:, rows] = probability
         else:
-            self.result[rows] = total.argmax(0)
+            self._classes[rows] = probability.argmax(0)
+        self._attention[:, rows] = attention
 
 
 def predict_windows(
     predictor: WindowPredictor, plan: WindowPlan, image: np.ndarray, scores: bool = False
-) -> np.ndarray:
-    """The whole plan in this process. image: H x W x 3 uint8, of the plan's size."""
-    merger = Merger(plan, scores)
+) -> np.ndarray | Guided:
+    """The whole plan in this process: what `Merger` says. image: H x W x 3 uint8, of the plan's size."""
+    merger = Merger(plan, scores, len(predictor.attention))
     for grain in plan.grains:
-        merger.add(grain, predictor.run(plan.schedule, grain, image, scores))
+        merger.add(grain, predictor.run(plan.schedule, grain, image))
     assert merger.result is not None
     return merger.result

@@ -1,5 +1,7 @@
 """Images as a coordinator gets them, and what it gave for each."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +70,22 @@ def assert_same_bytes(results: dict[str, np.ndarray], expected: dict[str, np.nda
         assert result.dtype == expected[name].dtype
         assert result.shape == expected[name].shape
         assert result.tobytes() == expected[name].tobytes()
+
+
+class Killer:
+    """Kills a worker with two grains in hand, or everybody with any, whenever so many grains are done."""
+
+    def __init__(self, running, at, everybody=False):
+        self.start = running.status.grains_done
+        self.at, self.everybody, self.killed = list(at), everybody, set()
+
+    def __call__(self, status):
+        if not self.at or status.grains_done - self.start < self.at[0]:
+            return
+        ready = [w for w in status.workers if w.info is not None and w.info.pid not in self.killed]
+        loaded = [w for w in ready if len(w.held) >= (1 if self.everybody else 2)]
+        if len(loaded) == len(status.workers) if self.everybody else loaded:
+            self.at.pop(0)
+            for worker in loaded if self.everybody else loaded[-1:]:
+                os.kill(worker.info.pid, signal.SIGKILL)
+                self.killed.add(worker.info.pid)

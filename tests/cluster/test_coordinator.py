@@ -17,6 +17,7 @@ from tests.cluster.streams import (
     BUDGET,
     MIB,
     MIXED_SIZES,
+    Killer,
     assert_same_bytes,
     images_of,
     in_process,
@@ -93,25 +94,6 @@ def test_only_image_and_labels_travel(three):
     assert three.status.image_bytes - seen == pixels
     assert three.status.bytes_back - back == labels
     assert labels + pixels <= three.status.bytes_out - out + labels <= 1.1 * (pixels + labels)
-
-
-class Killer:
-    """Kills a worker with two grains in hand, or everybody with any, whenever so many grains are done."""
-
-    def __init__(self, running, at, everybody=False):
-        self.start = running.status.grains_done
-        self.at, self.everybody, self.killed = list(at), everybody, set()
-
-    def __call__(self, status):
-        if not self.at or status.grains_done - self.start < self.at[0]:
-            return
-        ready = [w for w in status.workers if w.info is not None and w.info.pid not in self.killed]
-        loaded = [w for w in ready if len(w.held) >= (1 if self.everybody else 2)]
-        if len(loaded) == len(status.workers) if self.everybody else loaded:
-            self.at.pop(0)
-            for worker in loaded if self.everybody else loaded[-1:]:
-                os.kill(worker.info.pid, signal.SIGKILL)
-                self.killed.add(worker.info.pid)
 
 
 def test_killed_workers_lose_nothing(network, three):

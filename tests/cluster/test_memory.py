@@ -9,21 +9,27 @@ from pathlib import Path
 import pytest
 
 from fullres.cluster.memory import ENVIRONMENT
+from fullres.pipeline.schedule import RESERVE, USABLE
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 
 
+def told_by(module, asked):
+    """What a module measures in a process set up as a worker's."""
+    command = [sys.executable, "-m", f"tests.cluster.{module}", json.dumps(asked)]
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
 def measure(model, size, budget, precision, workers, grains, width=0.25):
-    """Grains of a plan in a process set up as a worker's. Their peaks are beyond the loaded network."""
+    """Grains of a plan. Their peaks are beyond the loaded network."""
     asked = {
         "model": model, "width": width, "size": size, "budget": budget * MIB, "precision": precision,
         "workers": workers, "grains": grains,
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.cluster.peak_memory", json.dumps(asked)]
-    process = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    return told_by("peak_memory", asked)
 
 
 def assert_within(told):
@@ -61,3 +67,53 @@ def test_many_grains(model, width, size, budget, workers, precision):
     told = measure(model, size, budget, precision, workers, 8, width)
     assert_within(told)
     assert len(told["peaks"]) == min(8, told["grains"])
+
+
+def assert_windows_within(model, precision, kept=False, width=0.25, window=513, scales=(0.6, 1)):
+    """`kept`: with a budget of three times the predicted peak, else with the least that works."""
+    size = (800, 900) if window else (400, 500)
+    told = told_by(
+        "peak_windows",
+        {
+            "model": model, "width": width, "size": size, "window": window, "scales": scales,
+            "precision": precision, "kept": kept,
+        },
+    )  # fmt: skip
+    predicted, peak = told["predicted"], max(told["peaks"])
+    assert peak <= (3 * predicted if kept else predicted / USABLE + RESERVE), told
+    assert predicted <= 1.5 * peak, told
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_windows(precision):
+    assert_windows_within("pspnet50", precision)
+
+
+def test_windows_that_keep_what_they_free():
+    assert_windows_within("spgnet18x2", "fp32", kept=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("model", "width", "window"),
+    [
+        ("pspnet50", 0.25, None),
+        ("pspnet50", 1, 713),
+        ("hrnet18", 1, 513),
+        ("ocrnet18", 0.25, 713),
+        ("spgnet50x2", 0.25, 713),
+        ("deeplabv3plus50", 0.25, 713),
+        ("deeplabv3plus-xception", 0.25, 513),
+        ("deeplabv3plus-mobilenet", 1, 513),
+        ("unet", 0.25, 713),
+        ("upernet50", 0.25, 713),
+        ("ann50", 0.25, 513),
+        ("ccnet50", 0.25, 713),
+        ("dmnet50", 0.25, 513),
+        ("fcn8s18", 0.25, 513),
+    ],
+)
+def test_windows_of_many_networks(model, width, window, precision, kept):
+    assert_windows_within(model, precision, kept, width, window)

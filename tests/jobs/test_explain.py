@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.explain import Explainer, picture
+from fullres.pipeline.explain import Explainer
 from fullres.pipeline.images import read_image, write_png
+from fullres.pipeline.pictures import heat
 from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
 
@@ -60,7 +61,7 @@ def test_a_picture_for_each_image_and_class(tmp_path, scenes, weights):
         image = read_image(scenes / f"street/{i}.png")
         for name, evidence in zip(("pedestrian", "pole"), explainer.explain(image, ids), strict=True):
             shown = read_image(tmp_path / f"street/{i}_{name}.png")
-            np.testing.assert_array_equal(shown, picture(image, evidence.map))
+            np.testing.assert_array_equal(shown, heat(image, evidence.map))
     assert "2 of 2 images, 2 classes, layer backbone.layer4" in result.stdout
 
 
@@ -92,7 +93,7 @@ def test_a_class_that_is_nowhere_is_said_and_its_map_empty(tmp_path, scenes, wei
     assert result.exit_code == 0
     assert "no pixel is labelled sky in 1 of 1 images" in result.stderr
     image = read_image(scenes / "street/0.png")
-    empty = picture(image, np.zeros(image.shape[:2], np.float32))
+    empty = heat(image, np.zeros(image.shape[:2], np.float32))
     np.testing.assert_array_equal(read_image(tmp_path / "0_sky.png"), empty)
 
 

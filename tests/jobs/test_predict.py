@@ -317,7 +317,10 @@ def test_weights_of_another_depth_without_metadata(tmp_path, scenes):
 
 def test_weights_of_another_class_count(tmp_path, weights, scenes):
     said = refused(tmp_path, scenes, "--weights", weights, "--dataset", "cityscapes")
-    assert said == f"error: weights {weights}: 11 classes, but cityscapes has 19\n"
+    assert said == (
+        f"error: weights {weights}: 11 classes, but cityscapes has 19; such weights are a start for "
+        "training: fullres train CONFIG.toml --drop-head\n"
+    )
 
 
 def test_no_such_data_set(tmp_path, weights, scenes):

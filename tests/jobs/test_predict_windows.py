@@ -1,20 +1,36 @@
 """`fullres predict` by windows, scales and mirror images."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, save_weights
-from fullres.pipeline.images import read_labels, write_png
+from fullres.pipeline.datasets import dataset
+from fullres.pipeline.images import read_image, read_labels, write_png
+from fullres.pipeline.pictures import heat
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """A cluster of three CPUs that all commands here run on."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 256 << 20})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    yield
+    del os.environ["RAY_ADDRESS"]
+    cluster.shutdown()
 
 
 def network(name):
@@ -36,7 +52,7 @@ def weights(tmp_path_factory):
         save_weights(network(name), path, WeightsInfo(name, 1 / 16, 11, "camvid"))
         return path
 
-    return {name: saved(name) for name in ("pspnet50", "fcn8s18")}
+    return {name: saved(name) for name in ("pspnet50", "fcn8s18", "spgnet18x2")}
 
 
 def predict(*arguments):
@@ -73,9 +89,57 @@ def test_probabilities_sum_to_one(tmp_path, scene, weights):
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
 
 
+def test_attention_on_any_number_of_workers_is_that_of_one_process(tmp_path, scene, weights):
+    written = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", out)
+        result = predict(scene, *asked, *MULTI, "--workers", workers, "--attention", "car,road")
+        assert result.exit_code == 0, result.output
+        written.append({path.name: path.read_bytes() for path in out.glob("*.png")})
+    assert written[0] == written[1]
+    assert written[0].keys() == {"scene.png", "scene_attention_car.png", "scene_attention_road.png"}
+    image, spec, camvid = read_image(scene), WindowSpec((0.5, 1.0, 1.25), True, 64, 40), dataset("camvid")
+    ids = (camvid.classes.index("car"), camvid.classes.index("road"))
+    predictor = WindowPredictor(network("spgnet18x2"), torch.device("cpu"), "fp32", ids)
+    expected = predict_windows(predictor, plan_windows((130, 170), spec), image)
+    assert np.array_equal(read_labels(tmp_path / "1/scene.png"), expected.classes)
+    for name, values in zip(("car", "road"), expected.attention, strict=True):
+        assert np.array_equal(read_image(tmp_path / f"1/scene_attention_{name}.png"), heat(image, values))
+    assert json.loads((tmp_path / "1/predict.json").read_text())["attention"] == ["car", "road"]
+
+
+def test_a_folder_is_not_continued_with_other_settings(tmp_path, scene, weights):
+    asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", tmp_path, "--workers", 1)
+    assert predict(scene, *asked, "--attention", "car").exit_code == 0
+    result = predict(scene, *asked)
+    assert result.exit_code == 2
+    assert "attention: ['car'] there, None now" in " ".join(result.stderr.split())
+    result = predict(scene, *asked, "--attention", "car")
+    assert result.exit_code == 0
+    assert "1 done before" in result.stdout
+
+
+def test_the_peak_of_a_worker_is_within_the_least_budget(tmp_path, scene, weights):
+    asked = ("--model", "pspnet50", "--weights", weights["pspnet50"], "--window", 128, "--workers", 1)
+    refused = predict(scene, *asked, "--out", tmp_path / "a", "--memory-budget", "1MiB")
+    assert refused.exit_code == 2
+    assert not list(tmp_path.glob("a/*"))
+    message = " ".join(refused.stderr.split())
+    least = re.search(
+        r"memory budget is 1 MiB: at least (\d+ MiB) needed for a window of 128x128 pixels", message
+    )
+    result = predict(scene, *asked, "--out", tmp_path / "b", "--memory-budget", least[1].replace(" ", ""))
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "b/summary.json").read_text())
+    assert 0 < summary["workers"][0]["peak_bytes"] <= summary["settings"]["memory_budget"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--model", "spgnet18x2", "--attention", "car,boat"), "--attention: 'boat' is no class of camvid: "),
+        (("--attention", "car"), "--attention: pspnet50 has no guided attention; SPGNets of two stages have"),
         (("--window", 713), "--window is 713: at most 130, the shorter side of an image of 170x130"),
         (("--scales", "0"), "--scales is '0': numbers above 0"),
         (("--scales", "1,x"), "--scales is '1,x': numbers above 0"),
@@ -84,7 +148,8 @@ def test_probabilities_sum_to_one(tmp_path, scene, weights):
     ],
 )
 def test_mistakes_are_one_clear_error(tmp_path, scene, weights, arguments, message):
-    asked = ("--model", "pspnet50", "--weights", weights["pspnet50"], "--out", tmp_path / "out")
+    name = arguments[1] if arguments[0] == "--model" else "pspnet50"
+    asked = ("--model", name, "--weights", weights[name], "--out", tmp_path / "out")
     result = predict(scene, *asked, *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())

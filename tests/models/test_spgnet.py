@@ -270,6 +270,8 @@ def test_attention_is_the_norm_of_the_channels_a_class_contributes_to_most():
 def test_attention_of_a_network_without_guidance():
     with pytest.raises(ValueError, match=r"behind stage 0 is Unguided, which attends to no class"):
         narrow(guide=Unguided).attention(base.image(1, (33, 33)))
+    with pytest.raises(ValueError, match=r"behind stage 0 is no other stage"):
+        narrow(depths=(18,)).attention(base.image(1, (33, 33)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fullres.models.parts import concatenate
-from fullres.pipeline.explain import Explainer, LayerError, default_layer, picture
+from fullres.pipeline.explain import Explainer, LayerError, default_layer
 from fullres.pipeline.transforms import normalise
 from tests.networks import CLASSES, narrow, random_image, scores_at_once
 
@@ -227,8 +227,3 @@ def test_a_layer_that_gives_no_features(name, layer, known):
         Explainer(narrow(name), layer)
     assert str(error.value).startswith(f"no layer '{layer}' with features; there are ")
     assert known in str(error.value)
-
-
-def test_picture_goes_from_blue_to_red_over_the_image():
-    image = np.full((1, 2, 3), 100, np.uint8)
-    assert picture(image, np.float32([[0, 1]])).tolist() == [[[50, 50, 114], [114, 50, 50]]]

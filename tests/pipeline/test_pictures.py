@@ -1,6 +1,6 @@
 import numpy as np
 
-from fullres.pipeline.pictures import colour, overlay
+from fullres.pipeline.pictures import colour, heat, overlay
 
 PALETTE = ((10, 20, 30), (200, 100, 50))
 
@@ -16,3 +16,8 @@ def test_overlay_weighs_image_and_colours():
     laid = overlay(image, np.uint8([[0, 1]]), PALETTE, alpha=0.2)
     assert laid.tolist() == [[[82, 84, 86], [120, 100, 90]]]
     assert overlay(image, np.uint8([[0, 1]]), PALETTE, alpha=0).tolist() == image.tolist()
+
+
+def test_heat_goes_from_blue_to_red_over_the_image():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    assert heat(image, np.float32([[0, 1]])).tolist() == [[[50, 50, 114], [114, 50, 50]]]

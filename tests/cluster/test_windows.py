@@ -1,0 +1,95 @@
+"""Windows over real Ray workers of this machine, some of them killed."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from fullres.cluster.coordinator import Coordinator
+from fullres.cluster.memory import forget_peak, peak_resident_bytes, release_store, resident_bytes
+from fullres.pipeline.engines import Windows
+from fullres.pipeline.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
+from tests.cluster.streams import MIB, Killer, assert_same_bytes, images_of, options, run
+from tests.networks import narrow
+
+torch.set_num_threads(1)
+
+SPEC = WindowSpec((0.5, 1.0, 1.25), True, 64, 48)
+SIZES = [(150, 180), (97, 130)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=256 * MIB,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return narrow("spgnet18x2")
+
+
+def in_process(network, images, scores, attention):
+    predictor = WindowPredictor(network, torch.device("cpu"), "fp32", attention)
+    return {
+        name: predict_windows(predictor, plan_windows(image.shape[:2], SPEC), image, scores)
+        for name, image in images.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "attention", "everybody"), [(False, (), False), (True, (), True), (True, (1, 3), False)]
+)
+def test_killed_workers_lose_nothing(network, scores, attention, everybody):
+    images = images_of(SIZES)
+    running = Coordinator(Windows(network, SPEC, attention), options(3, scores=scores))
+    try:
+        running.wait_for_workers()
+        killer = Killer(running, (20,) if everybody else (0, 20), everybody)
+        results = run(running, images, killer)
+    finally:
+        running.close()
+    assert len(killer.killed) == (3 if everybody else 2)
+    assert running.status.grains_rerun >= 1
+    assert sum(worker.restarts for worker in running.status.workers) == len(killer.killed)
+    expected = in_process(network, images, scores, attention)
+    if attention:
+        parts = [{name: r.attention for name, r in given.items()} for given in (results, expected)]
+        assert_same_bytes(*parts)
+        results, expected = ({name: r.classes for name, r in given.items()} for given in (results, expected))
+    assert_same_bytes(results, expected)
+
+
+def test_pages_of_the_object_store_are_given_back():
+    """They are no longer resident, and come back with what is in them."""
+    array = ray.get(ray.put(np.arange(8 * MIB)))
+    assert array.sum() == 8 * MIB * (8 * MIB - 1) // 2
+    before = resident_bytes()
+    release_store()
+    assert before - resident_bytes() >= 60 * MIB
+    assert array.sum() == 8 * MIB * (8 * MIB - 1) // 2
+
+
+def test_results_do_not_stay_resident_where_they_are_merged():
+    """600 MiB of shares pass through a store of 256 MiB and a band of 44 MiB."""
+    spec, images = WindowSpec((1.0,), False, 96, 24), images_of([(320, 320)])
+    running = Coordinator(Windows(narrow("spgnet18x2", classes=150), spec), options(1))
+    try:
+        running.wait_for_workers()
+        release_store()
+        forget_peak()
+        before = resident_bytes()
+        run(running, images)
+        grown = peak_resident_bytes() - before
+    finally:
+        running.close()
+    assert running.status.bytes_back > 600 * MIB
+    assert grown < 160 * MIB
