@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class Coordinator:
         self.pings: dict[Any, WorkerState] = {}
         self.restarting: deque[tuple[float, WorkerState]] = deque()
         self.polled = time.monotonic()
+        self.names = (f"w{i}" for i in count())
         for _ in range(options.workers or max(1, places(options.device))):
             self._add_worker()
 
@@ -319,7 +321,7 @@ class Coordinator:
 
     def _add_worker(self) -> None:
         handle = start_worker(self.options.precision, self.options.device, self.options.memory_budget)
-        worker = WorkerState(f"w{len(self.status.workers)}", handle)
+        worker = WorkerState(next(self.names), handle)
         self.status.workers.append(worker)
         self._ping(worker)
 
