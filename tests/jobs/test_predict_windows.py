@@ -89,24 +89,20 @@ def test_probabilities_sum_to_one(tmp_path, scene, weights):
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
 
 
-def test_attention_on_any_number_of_workers_is_that_of_one_process(tmp_path, scene, weights):
-    written = []
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", out)
-        result = predict(scene, *asked, *MULTI, "--workers", workers, "--attention", "car,road")
-        assert result.exit_code == 0, result.output
-        written.append({path.name: path.read_bytes() for path in out.glob("*.png")})
-    assert written[0] == written[1]
-    assert written[0].keys() == {"scene.png", "scene_attention_car.png", "scene_attention_road.png"}
+def test_attention_of_two_workers_is_that_of_one_process(tmp_path, scene, weights):
+    asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", tmp_path)
+    result = predict(scene, *asked, *MULTI, "--workers", 2, "--attention", "car,road")
+    assert result.exit_code == 0, result.output
+    written = {path.name for path in tmp_path.glob("*.png")}
+    assert written == {"scene.png", "scene_attention_car.png", "scene_attention_road.png"}
     image, spec, camvid = read_image(scene), WindowSpec((0.5, 1.0, 1.25), True, 64, 40), dataset("camvid")
     ids = (camvid.classes.index("car"), camvid.classes.index("road"))
     predictor = WindowPredictor(network("spgnet18x2"), torch.device("cpu"), "fp32", ids)
     expected = predict_windows(predictor, plan_windows((130, 170), spec), image)
-    assert np.array_equal(read_labels(tmp_path / "1/scene.png"), expected.classes)
+    assert np.array_equal(read_labels(tmp_path / "scene.png"), expected.classes)
     for name, values in zip(("car", "road"), expected.attention, strict=True):
-        assert np.array_equal(read_image(tmp_path / f"1/scene_attention_{name}.png"), heat(image, values))
-    assert json.loads((tmp_path / "1/predict.json").read_text())["attention"] == ["car", "road"]
+        assert np.array_equal(read_image(tmp_path / f"scene_attention_{name}.png"), heat(image, values))
+    assert json.loads((tmp_path / "predict.json").read_text())["attention"] == ["car", "road"]
 
 
 def test_a_folder_is_not_continued_with_other_settings(tmp_path, scene, weights):
