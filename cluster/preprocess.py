@@ -1,9 +1,10 @@
 """Targets for whole data sets: label maps in, Parquet out, over a Ray cluster.
 
 The label maps are dealt out to shards by their keys, whatever the number of workers; each shard becomes one
-file, `part-00000.parquet` and so on, written whole or not at all. Ray Data gives the shards to its tasks, and
-runs those again whose worker or node died: they write the same file with the same values. Started again, the
-job does the shards whose file is missing, left maps out, or is of other maps.
+file, `part-00000.parquet` and so on, written whole or not at all. Ray Data gives the shards to its tasks,
+several to each, and runs tasks again whose worker or node died: they write the files that are not there yet,
+with the same values. Started again, the job does the shards whose file is missing, left maps out, or is of
+other maps.
 """
 
 import json
@@ -25,12 +26,15 @@ from fullres.cluster.storage import Storage
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.layout import Found, Frame, match_frames, nothing_found
 from fullres.pipeline.images import naming
-from fullres.pipeline.target_files import parameters, read_metadata, write_targets
+from fullres.pipeline.target_files import ShardReport, parameters, read_metadata, write_targets
 from fullres.pipeline.targets import TargetSpec
 
-# Maps of a shard: enough that starting its task does not count, few enough that a restart repeats little.
+# Maps of a shard: enough that a file of its own does not count, few enough that a restart repeats little.
 _SHARD = (32, 256)
 _SHARDS = 64  # of the smallest size, then they grow
+# Shards of a task at most. Ray Data leaves up to 0.1 s between two tasks of a worker, so they should take
+# seconds; but what a task is given lies in its worker's memory.
+_TASK = 16
 # Names that readers of a folder of Parquet files leave out.
 _SETTINGS, SUMMARY = "_targets.json", "_summary.json"
 # A shard whose workers died so often is the cause, not the victim.
@@ -100,11 +104,11 @@ def run(
     shards = _shards(frames, _claim(out, settings, len(frames)))
     progress = Progress(len(frames))
     todo = []
-    for index, (shard, is_done) in enumerate(zip(shards, _are_done(out, shards), strict=True)):
+    for shard, is_done in zip(shards, _are_done(out, shards), strict=True):
         if is_done:
-            progress.before += len(shard)
+            progress.before += len(shard.frames)
         else:
-            todo.append({"index": index, "frames": shard})
+            todo.append(shard)
     report(progress)
     begun = time.monotonic()
     for row in _results(todo, root, out, dataset, spec, settings, workers, strict):
@@ -135,8 +139,26 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """The maps of one file."""
+
+    name: str
+    frames: list[Frame]
+
+    def is_done(self, out: Storage) -> bool:
+        """Whether its file, which is there, is of these maps and left none out."""
+        with out.open(self.name) as file:
+            metadata = read_metadata(file)
+        return not metadata["failures"] and metadata["names_sha256"] == self.digest
+
+    @property
+    def digest(self) -> str:
+        return sha256("\n".join(str(frame.labels) for frame in self.frames).encode()).hexdigest()[:16]
+
+
 def _results(
-    todo: list[dict[str, Any]],
+    todo: list[_Shard],
     root: Storage,
     out: Storage,
     dataset: Dataset,
@@ -147,57 +169,63 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     """A row for each shard, as they are done."""
 
-    def compute(row: dict[str, Any]) -> dict[str, Any]:
+    def compute(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         keep_freed_memory(True)  # maps are alike: what one gives back the next one needs
-        frames = row["frames"]
-        own = {**settings, "names_sha256": _digest(frames)}
-        with out.create(part_name(row["index"])) as sink:
-            done = write_targets(frames, root.read, sink, dataset, spec, own, strict)
-        return {
-            "done": done.done,
-            "failures": json.dumps(done.failures),
-            "bytes_read": done.bytes_read,
-            "node": ray.get_runtime_context().get_node_id(),
-            "resident_bytes": resident_bytes(),
-            "peak_bytes": peak_resident_bytes(),
-        }
+        for shard in row["shards"]:
+            if out.exists(shard.name) and shard.is_done(out):  # this is a second try; the first one died
+                done = ShardReport(len(shard.frames), {}, 0)
+            else:
+                own = {**settings, "names_sha256": shard.digest}
+                with out.create(shard.name) as sink:
+                    done = write_targets(
+                        shard.frames, root.read, sink, dataset, spec, own, strict, not root.is_local
+                    )
+            yield {
+                "done": done.done,
+                "failures": json.dumps(done.failures),
+                "bytes_read": done.bytes_read,
+                "node": ray.get_runtime_context().get_node_id(),
+                "resident_bytes": resident_bytes(),
+                "peak_bytes": peak_resident_bytes(),
+            }
 
     if not todo:
         return
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    tasks = _tasks(todo, workers or max(1, int(ray.cluster_resources().get("CPU", 0))))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # a row is handed over when it is there, not when its task ends
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     yield from (
-        ray.data.from_items(todo, override_num_blocks=len(todo))
-        .map(compute, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1, max_retries=_RETRIES)
+        ray.data.from_items([{"shards": task} for task in tasks], override_num_blocks=len(tasks))
+        .flat_map(compute, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1, max_retries=_RETRIES)
         .iter_rows()
     )
 
 
-def _shards(frames: Sequence[Frame], count: int) -> list[list[Frame]]:
+def _tasks(shards: list[_Shard], workers: int) -> list[list[_Shard]]:
+    """Shards by the task: each gets two thirds of a worker's share of what is left, so the first tasks are
+    long and the workers end together (guided self-scheduling)."""
+    tasks, begin = [], 0
+    while begin < len(shards):
+        end = begin + min(_TASK, -(-2 * (len(shards) - begin) // (3 * workers)))
+        tasks.append(shards[begin:end])
+        begin = end
+    return tasks
+
+
+def _shards(frames: Sequence[Frame], count: int) -> list[_Shard]:
     """By a digest of the key: a map that is added or taken away changes one shard."""
-    shards: list[list[Frame]] = [[] for _ in range(count)]
+    shards = [_Shard(part_name(index), []) for index in range(count)]
     for frame in frames:
-        shards[crc32(frame.key.encode()) % count].append(frame)
+        shards[crc32(frame.key.encode()) % count].frames.append(frame)
     return shards
 
 
-def _digest(frames: Sequence[Frame]) -> str:
-    return sha256("\n".join(str(frame.labels) for frame in frames).encode()).hexdigest()[:16]
-
-
-def _are_done(out: Storage, shards: list[list[Frame]]) -> list[bool]:
-    """Whether each shard's file is there, of these maps, and left none out."""
+def _are_done(out: Storage, shards: list[_Shard]) -> list[bool]:
     there = set(out.names())
-
-    def is_done(index: int) -> bool:
-        if part_name(index) not in there:
-            return False
-        with out.open(part_name(index)) as file:
-            metadata = read_metadata(file)
-        return not metadata["failures"] and metadata["names_sha256"] == _digest(shards[index])
-
     with ThreadPoolExecutor(16) as threads:
-        return list(threads.map(is_done, range(len(shards))))
+        return list(threads.map(lambda shard: shard.name in there and shard.is_done(out), shards))
 
 
 def _claim(out: Storage, settings: dict[str, Any], maps: int) -> int:

@@ -28,7 +28,8 @@ def image_format(data: bytes) -> str | None:
 
 
 def oriented_size(data: bytes) -> tuple[int, int] | None:
-    """(H, W) in pixels after orientation, from the header; None where only decoding tells."""
+    """(H, W) in pixels after orientation, from the file's first bytes; None where the header goes on behind
+    them, or where only decoding tells."""
     parse = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}.get(image_format(data) or "")
     try:
         header = parse(data) if parse else None
@@ -60,10 +61,12 @@ def png_from_chunks(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes
     return b"".join(parts)
 
 
-def _png_header(data: bytes) -> tuple[int, int, int]:
+def _png_header(data: bytes) -> tuple[int, int, int] | None:
     width, height = struct.unpack_from(">II", data, 16)
-    exif = next((content for kind, content in png_chunks(data) if kind == b"eXIf"), None)
-    return height, width, _exif_orientation(exif)
+    chunks = dict(png_chunks(data))
+    if b"IDAT" not in chunks:
+        return None
+    return height, width, _exif_orientation(chunks.get(b"eXIf"))
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:

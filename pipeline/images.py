@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from fullres.pipeline.image_headers import image_format, oriented_size, png_chunks, png_from_chunks
+from fullres.pipeline.png_labels import decode_indices
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -73,6 +74,8 @@ def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: a {kind} file; label maps are read from PNG and TIFF")
     depth = 8
     if kind == "PNG":
+        if (indices := decode_indices(data)) is not None:
+            return indices
         data, depth = _palette_as_grey(data)
     labels = _decode(path, data, cv2.IMREAD_UNCHANGED)
     if labels.dtype != np.uint8:

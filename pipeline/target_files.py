@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,10 @@ METADATA_KEY = b"fullres"
 
 # Bytes of targets that are collected before they are compressed and written as one row group.
 _ROW_GROUP = 32 << 20
-# Files read ahead of the one that is computed.
-_READ_AHEAD = 4
-# Of an image's header; its size stands there, behind EXIF data of at most 64 KiB in JPEG.
-_HEADER = 256 << 10
+# Where maps are read ahead, by so many threads, which take so many maps at a time.
+_READERS, _BATCH = 4, 8
+# Of an image's header, its first bytes: mostly its size is there; in JPEG behind EXIF data of up to 64 KiB.
+_HEADER = (1 << 10, 256 << 10)
 
 # The bytes of a file, at most so many of its first ones. Raises OSError.
 Read = Callable[[str, int | None], bytes]
@@ -85,9 +86,12 @@ def write_targets(
     spec: TargetSpec,
     settings: dict[str, Any],
     strict: bool = False,
+    read_ahead: bool = True,
 ) -> ShardReport:
     """Compute the targets of `frames` and write them to `sink` (a binary file), one row a map.
 
+    `read_ahead`: by threads, which pays where `read` waits for a network. Files in a disk's cache are read in
+    less time than it takes to hand one over from a thread.
     Memory is bounded whatever the number of frames. What cannot be used (unreadable or damaged files, label
     ids that do not belong, a map whose image has another size) is left out and reported;
     `strict` stops at the first such, with the file unfinished.
@@ -98,13 +102,13 @@ def write_targets(
     size = 0
     columns = schema(spec)
     with pq.ParquetWriter(sink, columns, compression="zstd") as writer:
-        for frame, contents in _read_ahead(frames, read):
+        for frame, contents in _contents(frames, read, _READERS if read_ahead else 0):
             try:
                 if isinstance(contents, Exception):
                     raise contents
-                data, header = contents
+                data, image_size = contents
                 bytes_read += len(data)
-                labels = _labels(frame, data, header, dataset)
+                labels = _labels(frame, data, image_size, dataset)
             except (ImageError, ValueError, OSError) as error:
                 failures[str(frame.labels)] = str(error)
                 if strict:
@@ -132,33 +136,44 @@ def read_metadata(file: Any) -> dict[str, Any]:
         raise ValueError("not a file of fullres targets") from error
 
 
-def _read_ahead(
-    frames: Sequence[Frame], read: Read
-) -> Iterator[tuple[Frame, tuple[bytes, bytes] | Exception]]:
-    """Each frame with its label file's bytes and the first bytes of its image, or why there are none."""
+def _contents(
+    frames: Sequence[Frame], read: Read, readers: int
+) -> Iterator[tuple[Frame, tuple[bytes, tuple[int, int] | None] | Exception]]:
+    """Each frame with its label file's bytes and its image's size, or why there are none."""
 
-    def contents(frame: Frame) -> tuple[bytes, bytes] | Exception:
+    def contents(frame: Frame) -> tuple[bytes, tuple[int, int] | None] | Exception:
         try:
-            return read(str(frame.labels), None), read(str(frame.image), _HEADER)
+            return read(str(frame.labels), None), _size(frame.image, read)
         except OSError as error:
             return error
 
-    with ThreadPoolExecutor(_READ_AHEAD) as threads:
-        left = iter(frames)
-        waiting = deque((frame, threads.submit(contents, frame)) for frame in islice(left, _READ_AHEAD))
+    def batch(start: int) -> list[tuple[Frame, Any]]:
+        return [(frame, contents(frame)) for frame in frames[start : start + _BATCH]]
+
+    starts = iter(range(0, len(frames), _BATCH))
+    if readers == 0:
+        for start in starts:
+            yield from batch(start)
+        return
+    with ThreadPoolExecutor(readers) as threads:
+        waiting = deque(threads.submit(batch, start) for start in islice(starts, readers))
         while waiting:
-            frame, future = waiting.popleft()
-            result = future.result()
-            waiting.extend((later, threads.submit(contents, later)) for later in islice(left, 1))
-            yield frame, result
+            results = waiting.popleft().result()
+            waiting.extend(threads.submit(batch, start) for start in islice(starts, 1))
+            yield from results
 
 
-def _labels(frame: Frame, data: bytes, header: bytes, dataset: Dataset) -> np.ndarray:
+def _size(image: Path, read: Read) -> tuple[int, int] | None:
+    """(H, W) as its header says, if it does."""
+    sizes = (oriented_size(read(str(image), first)) for first in _HEADER)
+    return next((size for size in sizes if size), None)
+
+
+def _labels(frame: Frame, data: bytes, image_size: tuple[int, int] | None, dataset: Dataset) -> np.ndarray:
     """The frame's trainIds. Raises ImageError or ValueError."""
     labels = dataset.decode(data, frame.labels)
-    size = oriented_size(header)
-    if size not in (None, labels.shape):
-        (h, w), (ih, iw) = labels.shape, size
+    if image_size not in (None, labels.shape):
+        (h, w), (ih, iw) = labels.shape, image_size
         raise ImageError(f"{frame.labels}: {w}x{h} pixels, but its image {frame.image} has {iw}x{ih}")
     return labels
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from fullres.ops.relabel import pair_table, relabel
 from fullres.pipeline.images import decode_labels, read_bytes
 
 Encoding = Mapping[int, int | None]
@@ -111,7 +111,7 @@ class Dataset:
             endings = ", ".join(f"*{ending}" for ending in self.encodings)
             raise ValueError(f"{path}: label files of {self.name} are named {endings}")
         encoding = self.encodings[ending]
-        train_ids = cv2.LUT(stored, self._tables[ending])
+        train_ids = relabel(stored, self._tables[ending])
         if (train_ids == _UNKNOWN).any():
             unknown = [value for value in np.unique(stored).tolist() if value not in encoding]
             raise ValueError(f"{path}: label ids {unknown} don't belong to {self.name} ({_ranges(encoding)})")
@@ -119,13 +119,13 @@ class Dataset:
 
     @cached_property
     def _tables(self) -> dict[str, np.ndarray]:
-        """By ending: of each stored value its trainId, `_UNKNOWN` where it does not belong."""
+        """By ending: the pair table of each stored value's trainId, `_UNKNOWN` where it does not belong."""
         tables = {}
         for ending, encoding in self.encodings.items():
             table = np.full(256, _UNKNOWN, np.uint8)
             for value, train_id in encoding.items():
                 table[value] = self.ignore_index if train_id is None else train_id
-            tables[ending] = table
+            tables[ending] = pair_table(table)
         return tables
 
 

@@ -1,6 +1,8 @@
 import io
 import json
+import struct
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -108,6 +110,21 @@ def test_nothing_usable_is_an_empty_file(tmp_path):
     assert report.done == 0
     assert list(report.failures) == [str(frame.labels)]
     assert pq.read_table(io.BytesIO(sink.getvalue())).num_rows == 0
+
+
+@pytest.mark.parametrize("thumbnail", [0, 50_000])
+def test_sizes_are_compared_after_orientation(tmp_path, thumbnail):
+    """Also where the image's header is long."""
+    exif = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 274, 3, 1, 6, 0, 0) + bytes(thumbnail)
+    segment = struct.pack(">HH", 0xFFE1, 2 + 6 + len(exif)) + b"Exif\0\0" + exif
+    jpeg = cv2.imencode(".jpg", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
+    frames = frames_in(tmp_path, [np.zeros((30, 20), np.uint8), np.zeros((20, 30), np.uint8)])
+    for frame in frames:
+        frame.image.write_bytes(jpeg[:2] + segment + jpeg[2:])
+    report = write_targets(frames, read, io.BytesIO(), KNOWN, EVERYTHING, {})
+    assert report.done == 1
+    (reason,) = report.failures.values()
+    assert reason == f"{frames[1].labels}: 30x20 pixels, but its image {frames[1].image} has 20x30"
 
 
 def test_strict_stops_at_the_first(tmp_path):
