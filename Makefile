@@ -34,8 +34,9 @@ demo: setup
 	  --pred FCN32s-18=$(DEMO)/fcn32s18 --pred FCN8s-18=$(DEMO)/fcn8s18 --pred SMP-18=$(DEMO)/smp18 \
 	  --out $(DEMO)
 
+# Two processes, a file of tests each; torch takes one thread, or they would be in each other's way.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

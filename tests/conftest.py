@@ -12,6 +12,8 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_unconfigure(config):
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist: it still has to report
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_status)

@@ -1,21 +1,30 @@
-"""`fullres bench scaling`: how much faster more workers are, on a stream of images, in one run."""
+"""`fullres bench scaling`: how much faster more workers are, on a stream of images, in one run.
+
+Beside it what the machine itself gives: as many bare processes, which run the same grains without Ray, files
+or merging. Processes share memory and caches, so two are not always twice as fast as one.
+"""
 
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.cluster.memory import ENVIRONMENT, suit_allocator
 from fullres.jobs.bench.variants import describe, network_of
 from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.engines import SplitMerge
+from fullres.pipeline.engines import Resources, SplitMerge
 from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.outputs import write_outputs
 from fullres.pipeline.scenes import render_scene
@@ -54,7 +63,8 @@ def scaling(
             for count in counts:
                 console.print(f"round {index + 1}/{rounds}: {count} worker(s)", highlight=False)
                 options = Options(chosen, parse_bytes(memory_budget), count, "cpu")
-                rates[count].append(_measure(Coordinator(engine, options), tasks, folder / "out"))
+                row = _measure(Coordinator(engine, options), tasks, folder / "out")
+                rates[count].append(row | {"bare": _bare_seconds(engine, tasks[0].path, options, count)})
     result = _compare(rates, counts)
     _show(
         result,
@@ -83,6 +93,41 @@ def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str
     }
 
 
+def _bare_seconds(engine: SplitMerge, path: Path, options: Options, count: int) -> float:
+    """Seconds an image of `count` processes that label one each, all at the same time."""
+    os.environ.update(ENVIRONMENT)
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(count)
+    with context.Pool(count, _join, (together,)) as pool:
+        times = pool.starmap(_label, [(engine, path, options)] * count, chunksize=1)
+    return 1 / sum(1 / seconds for seconds in times)
+
+
+_together: Barrier  # of a bare process
+
+
+def _join(together: Barrier) -> None:
+    global _together
+    _together = together
+
+
+def _label(engine: SplitMerge, path: Path, options: Options) -> float:
+    """Seconds of all grains of an image in this process, from when the others begin theirs."""
+    torch.set_num_threads(1)
+    image = read_image(path)
+    resources = Resources(1, options.memory_budget, options.precision, "cpu", 1)
+    plan = engine.plan((image.shape[0], image.shape[1]), resources, scores=False)
+    predictor = engine.predictor(torch.device("cpu"), options.precision)
+    suit_allocator(plan.schedule.peak_bytes, options.memory_budget)
+    parts = [image[y.start : y.stop, x.start : x.stop] for y, x in engine.parts(plan)]
+    predictor.run(plan.schedule, plan.grains[0], parts[0], False)  # warm
+    _together.wait()
+    begin = time.perf_counter()
+    for grain in plan.grains:
+        predictor.run(plan.schedule, grain, parts[grain.tile], False)
+    return time.perf_counter() - begin
+
+
 def _compare(rates: dict[int, list[dict[str, float]]], counts: list[int]) -> dict[int, dict[str, float]]:
     base = rates[counts[0]]
     return {
@@ -91,6 +136,7 @@ def _compare(rates: dict[int, list[dict[str, float]]], counts: list[int]) -> dic
             "speedup": statistics.median(
                 b["seconds"] / r["seconds"] for b, r in zip(base, rates[n], strict=True)
             ),
+            "bare": statistics.median(b["bare"] / r["bare"] for b, r in zip(base, rates[n], strict=True)),
             "busy": statistics.median(r["busy"] for r in rates[n]),
             "bytes": rates[n][0]["bytes"],
         }
@@ -100,13 +146,16 @@ def _compare(rates: dict[int, list[dict[str, float]]], counts: list[int]) -> dic
 
 def _show(result: dict[int, dict[str, float]], title: str) -> None:
     table = Table(title=title)
-    for heading in ("workers", "seconds", "times as fast", "busy", "bytes moved / (image + labels)"):
+    for heading in (
+        "workers", "seconds", "times as fast", "bare processes", "busy", "bytes moved / (image + labels)",
+    ):  # fmt: skip
         table.add_column(heading, justify="right")
     for n, row in result.items():
         table.add_row(
             str(n),
             f"{row['seconds']:.2f}",
             f"{row['speedup']:.3f}",
+            f"{row['bare']:.3f}",
             f"{row['busy']:.1%}",
             f"{row['bytes']:.3f}",
         )

@@ -87,7 +87,7 @@ def head(tmp_path):
 
 def client_of(address: str) -> JobSubmissionClient:
     """Once the head takes jobs."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         try:
             return JobSubmissionClient(address)
@@ -108,7 +108,7 @@ def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
         f" --weights {tmp_path}/w.safetensors --precision fp32 --workers 2 --out {tmp_path}/out",
         runtime_env={"py_modules": [str(wheel)]},
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (status := client.get_job_status(job)).is_terminal():
         assert time.monotonic() < deadline, client.get_job_logs(job)
         time.sleep(0.2)

@@ -241,7 +241,7 @@ def test_killed_and_started_again(cluster, weights, tmp_path):
     process = subprocess.Popen(
         [*command, broken], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(finished(broken)) < 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -253,7 +253,7 @@ def test_killed_and_started_again(cluster, weights, tmp_path):
     assert not (broken / "summary.json").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
-    subprocess.run([*command, broken], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, broken], check=True, capture_output=True, timeout=300)
     assert summary(broken)["images"] == {"done": 16 - len(done), "already_done": len(done), "failed": 0}
     assert {path: path.stat().st_mtime_ns for path in done} == times
     undisturbed = (*command[4:], whole, "--address", cluster.address)
