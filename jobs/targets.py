@@ -216,7 +216,7 @@ def _bar() -> Progress:
 
 
 def _line(done: preprocess.Progress, left_out: int, out: str) -> str:
-    parts = [f"targets of {done.done} label maps in {done.seconds:.0f} s"]
+    parts = [f"targets of {done.done} label map{'s' * (done.done != 1)} in {done.seconds:.0f} s"]
     if done.before:
         parts.append(f"{done.before} done before")
     if left_out:

@@ -1,4 +1,4 @@
-"""`fullres predict` under `ray job submit`, its code shipped as a wheel to a head of its own."""
+"""Jobs under `ray job submit`, their code shipped as a wheel to a head of its own."""
 
 import json
 import os
@@ -11,12 +11,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from fullres.models.weights import WeightsInfo, load_network, save_weights
+from fullres.pipeline.datasets import dataset
 from fullres.pipeline.images import read_labels, write_png
+from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.targets import TargetSpec, targets_of
 from tests.cluster.streams import in_process
 from tests.networks import narrow, random_image
 
@@ -60,9 +65,9 @@ def wheel(tmp_path_factory):
     return built
 
 
-@pytest.fixture
-def head(tmp_path):
-    """Where a head of its own takes jobs. It and all that it started end with the test."""
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """Where a head of its own takes jobs. It and all that it started end with the tests."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie in it: their paths must be short
     gcs, dashboard, *agents = free_ports(5)
     command = [
@@ -75,10 +80,10 @@ def head(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PIP_NO_DEPS": "1"}
     environment["PATH"] = f"{RAY.parent}:{environment['PATH']}"  # jobs run this Python
-    with (tmp_path / "head.log").open("w") as log:
+    with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield f"http://127.0.0.1:{dashboard}"
+            yield client_of(f"http://127.0.0.1:{dashboard}")
         finally:
             process.terminate()  # ends what it started
             process.wait(60)
@@ -96,17 +101,10 @@ def client_of(address: str) -> JobSubmissionClient:
             time.sleep(0.2)
 
 
-def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
-    save_weights(
-        narrow("smp18", 1 / 16, 11), tmp_path / "w.safetensors", WeightsInfo("smp18", 1 / 16, 11, "camvid")
-    )
-    image = random_image(360, 480)
-    write_png(tmp_path / "frame.png", image)
-    client = client_of(head)
+def logs_of(client: JobSubmissionClient, wheel: Path, arguments: str) -> str:
+    """What `fullres` with these arguments prints as a job that succeeds."""
     job = client.submit_job(
-        entrypoint=f"python -m fullres.jobs.cli predict {tmp_path}/frame.png"
-        f" --weights {tmp_path}/w.safetensors --precision fp32 --workers 2 --out {tmp_path}/out",
-        runtime_env={"py_modules": [str(wheel)]},
+        entrypoint=f"python -m fullres.jobs.cli {arguments}", runtime_env={"py_modules": [str(wheel)]}
     )
     deadline = time.monotonic() + 300
     while not (status := client.get_job_status(job)).is_terminal():
@@ -114,8 +112,34 @@ def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
         time.sleep(0.2)
     logs = client.get_job_logs(job)
     assert status == JobStatus.SUCCEEDED, logs
+    return logs
+
+
+def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
+    save_weights(
+        narrow("smp18", 1 / 16, 11), tmp_path / "w.safetensors", WeightsInfo("smp18", 1 / 16, 11, "camvid")
+    )
+    image = random_image(360, 480)
+    write_png(tmp_path / "frame.png", image)
+    logs = logs_of(
+        head,
+        wheel,
+        f"predict {tmp_path}/frame.png --weights {tmp_path}/w.safetensors --precision fp32 --workers 2"
+        f" --out {tmp_path}/out",
+    )
     assert "1 image labelled" in logs
     told = json.loads((tmp_path / "out/summary.json").read_text())
     assert len(told["workers"]) == 2
     expected = in_process(load_network("smp18", tmp_path / "w.safetensors")[0], {"frame": image})["frame"]
     assert (read_labels(tmp_path / "out/frame.png") == expected).all()
+
+
+def test_targets_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
+    image, labels = render_scene(0, 90, 120)
+    write_png(tmp_path / "images/0.png", image)
+    write_png(tmp_path / "labels/0.png", labels)
+    logs = logs_of(head, wheel, f"targets --dataset scenes --root {tmp_path} --out {tmp_path}/out --grid 4x4")
+    assert "targets of 1 label map in" in logs
+    phi = pq.read_table(tmp_path / "out")["phi"].combine_chunks().to_numpy_ndarray()
+    expected = targets_of(labels, dataset("scenes"), TargetSpec((4, 4)))["phi"]
+    np.testing.assert_array_equal(phi[0], expected)
