@@ -42,12 +42,16 @@ class Storage:
 
     def read(self, name: str, first: int | None = None) -> bytes:
         """A file's bytes, or its `first` ones."""
-        with self.files.open_input_stream(self._at(name), compression=None) as stream:
+        with (
+            self._naming(name),
+            self.files.open_input_stream(self._at(name), compression=None) as stream,
+        ):
             return stream.read(first)
 
     def open(self, name: str) -> pa.NativeFile:
         """For reading at random places."""
-        return self.files.open_input_file(self._at(name))
+        with self._naming(name):
+            return self.files.open_input_file(self._at(name))
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -58,7 +62,7 @@ class Storage:
             with tempfile.TemporaryFile() as file:
                 yield file
                 file.seek(0)
-                with self.files.open_output_stream(target, compression=None) as stream:
+                with self._naming(name), self.files.open_output_stream(target, compression=None) as stream:
                     shutil.copyfileobj(file, stream, 1 << 20)
             return
         path = Path(target)
@@ -80,6 +84,16 @@ class Storage:
         if self.is_local:
             for left in Path(self._at(folder)).glob(f".{beginning}*"):
                 left.unlink(missing_ok=True)
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Google's storage does not say in its errors which file it means."""
+        try:
+            yield
+        except OSError as error:
+            if (at := self._at(name)) in str(error):
+                raise
+            raise type(error)(f"{at}: {error}") from error
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path

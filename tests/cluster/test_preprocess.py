@@ -22,7 +22,7 @@ from fullres.cluster.storage import Storage
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.images import write_png
 from fullres.pipeline.targets import TargetSpec, targets_of
-from tests.cluster.s3 import CREDENTIALS, s3_bucket
+from tests.cluster.object_stores import BUCKETS, CREDENTIALS
 
 MIB = 1 << 20
 KNOWN = folder(6)
@@ -219,8 +219,9 @@ def test_a_target_that_cannot_be_written_ends_before_work(cluster, root, tmp_pat
         run(root, tmp_path / "file/out")
 
 
-def test_object_stores_hold_input_and_output(cluster, undisturbed, root):
-    with s3_bucket() as uri:
+@pytest.mark.parametrize("store", BUCKETS)
+def test_object_stores_hold_input_and_output(cluster, undisturbed, root, store):
+    with BUCKETS[store]() as uri:
         source, out = Storage(uri.format("data")), Storage(uri.format("targets"))
         for path in sorted(root.rglob("*.png")):
             source.write(path.relative_to(root).as_posix(), path.read_bytes())

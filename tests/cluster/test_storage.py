@@ -3,20 +3,28 @@ import pickle
 import pytest
 
 from fullres.cluster.storage import Storage
-from tests.cluster.s3 import s3_bucket
+from tests.cluster.object_stores import BUCKETS
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    with s3_bucket() as uri:
+@pytest.fixture(scope="module", params=BUCKETS)
+def bucket(request):
+    with BUCKETS[request.param]() as uri:
         yield uri
 
 
-@pytest.fixture(params=["local", "s3"])
-def folder(request, tmp_path):
+@pytest.fixture(scope="module", params=["local", *BUCKETS])
+def place(request, tmp_path_factory):
+    """Where folders can be, with {} for their name."""
     if request.param == "local":
-        return Storage(str(tmp_path / "some/folder"))
-    return Storage(request.getfixturevalue("bucket").format(f"some/{tmp_path.name}"))
+        yield str(tmp_path_factory.mktemp("place")) + "/{}"
+    else:
+        with BUCKETS[request.param]() as uri:
+            yield uri
+
+
+@pytest.fixture
+def folder(place, tmp_path):
+    return Storage(place.format(f"some/{tmp_path.name}"))
 
 
 def test_what_is_written_is_listed_and_read(folder):
@@ -72,4 +80,4 @@ def test_unknown_stores_are_named():
 
 def test_a_bucket_that_is_not_there(bucket):
     with pytest.raises(OSError, match="nowhere"):
-        Storage(bucket.replace("bucket", "nowhere").format("x")).write("a", b"1")
+        Storage(bucket.replace("bucket/", "nowhere/").format("x")).write("a", b"1")
