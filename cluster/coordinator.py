@@ -22,11 +22,12 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from fullres.cluster.memory import release_store
-from fullres.cluster.workers import Device, Done, WorkerInfo, WorkerRestarted, places, start_worker
+from fullres.cluster.status import Options, Status, Task, WorkerState
+from fullres.cluster.workers import Done, WorkerRestarted, places, start_worker
 from fullres.models.trace import Pair
 from fullres.pipeline.engines import Engine, Merger, Resources
 from fullres.pipeline.images import ImageError, naming
-from fullres.pipeline.schedule import BudgetError, Precision
+from fullres.pipeline.schedule import BudgetError
 from fullres.pipeline.windows import WindowError
 
 # Two: one runs while the next one's image is on its way.
@@ -37,62 +38,6 @@ _ATTEMPTS = 10
 _RELEASED = 64 << 20
 _RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked again
 _CLUSTER_POLL = 5.0  # seconds between looks for new nodes
-
-
-@dataclass(frozen=True)
-class Task:
-    """One image to label."""
-
-    path: Path
-    stem: Path
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run. `workers` None: as many as the cluster has room for, also when it grows."""
-
-    precision: Precision
-    memory_budget: int
-    workers: int | None
-    device: Device
-    scores: bool = False
-    strict: bool = False
-
-
-@dataclass
-class WorkerState:
-    """One worker as the coordinator sees it."""
-
-    name: str
-    handle: Any
-    info: WorkerInfo | None = None  # None: starting, or starting again
-    started: float = 0.0
-    busy: float = 0.0
-    grains: int = 0
-    restarts: int = 0
-    peak_bytes: int = 0
-    held: dict[Any, Any] = field(default_factory=dict)  # the work of each reference, oldest first
-
-
-@dataclass
-class Status:
-    """What has happened so far; updated in place."""
-
-    images: int
-    done: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    grains: int = 0
-    grains_done: int = 0
-    grains_rerun: int = 0
-    macs_done: int = 0
-    in_flight: int = 0  # images handed out and not complete
-    bytes_out: int = 0
-    bytes_back: int = 0
-    image_bytes: int = 0
-    workers: list[WorkerState] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
-    first_grain: float | None = None
-    elapsed: float = 0.0
 
 
 class WorkersLost(RuntimeError):

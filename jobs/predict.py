@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from fullres.cluster.coordinator import Coordinator, Options, Status, Task, Write
+from fullres.cluster.coordinator import Coordinator, Write
+from fullres.cluster.status import Options, Status, Task
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
     AddressOption,

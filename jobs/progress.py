@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fullres.cluster.coordinator import Status
+from fullres.cluster.status import Status
 from fullres.jobs.common import console
 from fullres.pipeline.images import naming
 

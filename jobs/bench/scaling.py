@@ -19,8 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import ENVIRONMENT, suit_allocator
+from fullres.cluster.status import Options, Status, Task
 from fullres.jobs.bench.variants import describe, network_of
 from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
 from fullres.pipeline.datasets import dataset

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fullres.cluster.coordinator import Coordinator, Options, Status, Task
+from fullres.cluster.coordinator import Coordinator
+from fullres.cluster.status import Options, Status, Task
 from fullres.pipeline.execute import Predictor, predict_image
 from fullres.pipeline.plan import plan_image
 from tests.networks import random_image
