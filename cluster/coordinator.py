@@ -81,6 +81,7 @@ class Coordinator:
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
         self.pings: dict[Any, WorkerState] = {}
         self.restarting: deque[tuple[float, WorkerState]] = deque()
+        self.lost: set[str] = set()  # workers that died and are not back yet
         self.polled = time.monotonic()
         self.names = (f"w{i}" for i in count())
         for _ in range(options.workers or max(1, places(options.device))):
@@ -97,8 +98,8 @@ class Coordinator:
         scores.
 
         `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, that
-        no plan fits, or that ten workers died of is left out and listed in the status with its reason;
-        `strict` raises instead.
+        no plan fits, that ten workers died of or whose `write` meets an OSError is left out and listed in the
+        status with its reason; `strict` raises instead.
         `report` is called about ten times a second. Raises WorkersLost.
         """
         self.status.images = len(tasks)
@@ -121,9 +122,12 @@ class Coordinator:
                         writes[writers.submit(write, job.task, job.image, job.merger.result)] = job.task
                     for future in [f for f in writes if f.done()]:
                         task = writes.pop(future)
-                        future.result()
-                        self.status.done += 1
                         self.status.in_flight -= 1
+                        try:
+                            future.result()
+                            self.status.done += 1
+                        except OSError as error:
+                            self._fail(task, f"its results can't be written: {error}")
                     self._watch()
                     self.status.elapsed = time.monotonic() - self.status.begun
                     report(self.status)
@@ -248,7 +252,7 @@ class Coordinator:
         """
         if worker.info is not None:
             worker.info = None
-            worker.restarts += 1
+            self._count_loss(worker)
             self._ping(worker)
             running.attempts += 1
         if work.attempts == _ATTEMPTS:
@@ -256,6 +260,11 @@ class Coordinator:
         else:
             self.status.grains_rerun += 1
             self.queue.appendleft(work)
+
+    def _count_loss(self, worker: WorkerState) -> None:
+        """Once until it is back, however often it is asked meanwhile."""
+        worker.restarts += worker.name not in self.lost
+        self.lost.add(worker.name)
 
     def _abandon(self, work: _Work, reason: str) -> None:
         """A grain cannot be computed: its image is left out."""
@@ -280,7 +289,9 @@ class Coordinator:
         try:
             worker.info = ray.get(reference)
             worker.started = worker.started or time.monotonic()
-        except ActorUnavailableError:  # being restarted; it answers so at once
+            self.lost.discard(worker.name)
+        except ActorUnavailableError:  # died while loading, or is being restarted: then it answers so at once
+            self._count_loss(worker)
             self.restarting.append((time.monotonic() + _RESTART_POLL, worker))
         except RayActorError as error:
             self.status.workers.remove(worker)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import PurePosixPath
@@ -20,6 +21,7 @@ from zlib import crc32
 
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
 from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resident_bytes
 from fullres.cluster.storage import Storage
@@ -43,6 +45,10 @@ _RETRIES = 10
 
 class TargetsError(Exception):
     """The job cannot go on; one line."""
+
+
+class _LeftOut(Exception):
+    """A file that would lack maps must not be there where the job is strict."""
 
 
 @dataclass
@@ -101,7 +107,7 @@ def run(
     TargetsError, also where `out` holds targets with other parameters; OSError where it cannot be written.
     """
     settings = parameters(dataset, split, spec)
-    shards = _shards(frames, _claim(out, settings, len(frames)))
+    shards = _shards(frames, _claim(out, settings, len(frames)), settings)
     progress = Progress(len(frames))
     todo = []
     for shard, is_done in zip(shards, _are_done(out, shards), strict=True):
@@ -111,7 +117,7 @@ def run(
             todo.append(shard)
     report(progress)
     begun = time.monotonic()
-    for row in _results(todo, root, out, dataset, spec, settings, workers, strict):
+    for row in _results(todo, root, out, dataset, spec, workers, strict):
         failures = json.loads(row["failures"])
         if strict and failures:
             path, reason = next(iter(failures.items()))
@@ -132,7 +138,12 @@ def settings_of(out: Storage) -> dict[str, Any]:
     """What the targets in a folder were made with. Raises TargetsError where there are none."""
     if not out.exists(_SETTINGS):
         raise TargetsError(f"{out.location}: no targets here; {_SETTINGS} is missing")
-    return json.loads(out.read(_SETTINGS))
+    try:
+        return json.loads(out.read(_SETTINGS))
+    except ValueError as error:
+        raise TargetsError(
+            f"{out.location}: {_SETTINGS} is damaged ({error}): remove it or choose another --out"
+        ) from error
 
 
 def part_name(index: int) -> str:
@@ -145,16 +156,21 @@ class _Shard:
 
     name: str
     frames: list[Frame]
+    parameters: dict[str, Any]
 
     def is_done(self, out: Storage) -> bool:
-        """Whether its file, which is there, is of these maps and left none out."""
+        """Whether its file, which is there, is whole, of these maps and parameters, and left no map out."""
         with out.open(self.name) as file:
-            metadata = read_metadata(file)
-        return not metadata["failures"] and metadata["names_sha256"] == self.digest
+            try:
+                return read_metadata(file) == {**self.settings, "failures": {}}
+            except ValueError:
+                return False
 
     @property
-    def digest(self) -> str:
-        return sha256("\n".join(str(frame.labels) for frame in self.frames).encode()).hexdigest()[:16]
+    def settings(self) -> dict[str, Any]:
+        """What its file says of itself, the maps left out apart."""
+        names = "\n".join(str(frame.labels) for frame in self.frames)
+        return {**self.parameters, "names_sha256": sha256(names.encode()).hexdigest()[:16]}
 
 
 def _results(
@@ -163,11 +179,10 @@ def _results(
     out: Storage,
     dataset: Dataset,
     spec: TargetSpec,
-    settings: dict[str, Any],
     workers: int | None,
     strict: bool,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each shard, as they are done."""
+    """A row for each shard, as they are done. Raises TargetsError where a worker cannot write."""
 
     def compute(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         keep_freed_memory(True)  # maps are alike: what one gives back the next one needs
@@ -175,11 +190,13 @@ def _results(
             if out.exists(shard.name) and shard.is_done(out):  # this is a second try; the first one died
                 done = ShardReport(len(shard.frames), {}, 0)
             else:
-                own = {**settings, "names_sha256": shard.digest}
-                with out.create(shard.name) as sink:
+                with suppress(_LeftOut), out.create(shard.name) as sink:
                     done = write_targets(
-                        shard.frames, root.read, sink, dataset, spec, own, strict, not root.is_local
-                    )
+                        shard.frames, root.read, sink, dataset, spec, shard.settings, strict,
+                        read_ahead=not root.is_local,
+                    )  # fmt: skip
+                    if strict and done.failures:
+                        raise _LeftOut
             yield {
                 "done": done.done,
                 "failures": json.dumps(done.failures),
@@ -195,12 +212,19 @@ def _results(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a row is handed over when it is there, not when its task ends
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    yield from (
-        ray.data.from_items([{"shards": task} for task in tasks], override_num_blocks=len(tasks))
-        .flat_map(compute, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1, max_retries=_RETRIES)
-        .iter_rows()
-    )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, too
+    try:
+        yield from (
+            ray.data.from_items([{"shards": task} for task in tasks], override_num_blocks=len(tasks))
+            .flat_map(
+                compute, compute=ray.data.TaskPoolStrategy(size=workers), num_cpus=1, max_retries=_RETRIES
+            )
+            .iter_rows()
+        )
+    except RayTaskError as error:
+        if not isinstance(error.cause, OSError):
+            raise
+        raise TargetsError(f"{out.location}: {error.cause}") from error
 
 
 def _tasks(shards: list[_Shard], workers: int) -> list[list[_Shard]]:
@@ -214,9 +238,9 @@ def _tasks(shards: list[_Shard], workers: int) -> list[list[_Shard]]:
     return tasks
 
 
-def _shards(frames: Sequence[Frame], count: int) -> list[_Shard]:
+def _shards(frames: Sequence[Frame], count: int, settings: dict[str, Any]) -> list[_Shard]:
     """By a digest of the key: a map that is added or taken away changes one shard."""
-    shards = [_Shard(part_name(index), []) for index in range(count)]
+    shards = [_Shard(part_name(index), [], settings) for index in range(count)]
     for frame in frames:
         shards[crc32(frame.key.encode()) % count].frames.append(frame)
     return shards
@@ -233,7 +257,7 @@ def _claim(out: Storage, settings: dict[str, Any], maps: int) -> int:
     smallest, largest = _SHARD
     shards = max(1, -(-maps // min(largest, max(smallest, -(-maps // _SHARDS)))))
     if out.exists(_SETTINGS):
-        before = json.loads(out.read(_SETTINGS))
+        before = settings_of(out)
         for name, value in settings.items():
             if before.get(name) != value:
                 raise TargetsError(

@@ -27,7 +27,8 @@ class Storage:
         self.is_local = isinstance(self.files, fs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Storage, (self.location,)
+        # Another process may be in another folder: it gets the absolute path.
+        return Storage, ((self.path or "/") if self.is_local else self.location,)
 
     def names(self, folder: str = "") -> list[str]:
         """All files below a folder, sorted; hidden ones (".name") are left out. A missing folder is empty."""

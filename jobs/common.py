@@ -14,6 +14,7 @@ import ray
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from torch import nn
 
 from fullres.cluster.coordinator import WorkersLost
@@ -75,7 +76,7 @@ def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
 
 def fail(message: object) -> NoReturn:
     """One clear line on standard error, exit status 2."""
-    console.print(f"[red]error:[/] {message}", soft_wrap=True, highlight=False)
+    console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
     raise typer.Exit(2)
 
 
@@ -150,7 +151,7 @@ def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
     name = name or info.dataset
     if name is None:
         fail(f"--dataset: weights {weights} do not say which classes they label; name the data set")
-    known = known_dataset(name)
+    known = known_dataset(name, info.num_classes if name == "folder" else None)
     if len(known.classes) != info.num_classes:
         raise WeightsError(
             f"weights {weights}: {info.num_classes} classes, but {known.name} has {len(known.classes)}; such "
@@ -182,7 +183,7 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
         else:
             _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS")
         fail(f"--address: no Ray cluster at '{where}' ({str(error).splitlines()[0]})")
     try:

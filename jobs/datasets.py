@@ -14,6 +14,7 @@ from rich.text import Text
 from fullres.jobs.common import check_split, clear_errors, console, fail, known_dataset
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets.check import Check, check_frames
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.layout import Found, find_frames, nothing_found
 
 _SHOWN = 20  # problems on the screen; `--json` has all
@@ -25,13 +26,14 @@ def datasets(
         typer.Argument(help=f"{', '.join(DATASETS)}; or folder: any images/ and labels/. All by default."),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="Read all files below this folder, the data set's root.")
+        str | None, typer.Option(help="Read all files below this local folder, the data set's root.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only these files. By default every split that is there.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, max=255, help="How many classes the folder's label maps have.")
+        int | None,
+        typer.Option(min=1, max=MAX_CLASSES, help="How many classes the folder's label maps have."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -52,7 +54,9 @@ def datasets(
             fail(f"--split is '{split}': --root names the folder to check")
         _show(_classes(one), _in_full(one), as_json)
         return
-    checks = _check(one, root, split)
+    if "://" in root:
+        fail(f"--root is '{root}': only local folders are checked")
+    checks = _check(one, Path(root), split)
     _show(_histogram(one, checks), _report(one, root, checks), as_json)
     problems = [problem for check in checks.values() for problem in check.problems]
     for problem in problems[:_SHOWN]:
@@ -93,7 +97,8 @@ def _show(table: Table, plain: Any, as_json: bool) -> None:
 
 def _list(known: list[Dataset]) -> Table:
     table = Table(caption="and folder: any images/ and labels/")
-    for column in ("name", "classes", "splits", "train size", "small and thin"):
+    table.add_column("name", no_wrap=True, min_width=max(len(one.name) for one in known))
+    for column in ("classes", "splits", "train size", "small and thin"):
         table.add_column(column, justify="right" if column == "classes" else "left")
     for one in known:
         table.add_row(
@@ -172,10 +177,10 @@ def _in_full(known: Dataset) -> dict[str, Any]:
     }
 
 
-def _report(known: Dataset, root: Path, checks: dict[str, Check]) -> dict[str, Any]:
+def _report(known: Dataset, root: str, checks: dict[str, Check]) -> dict[str, Any]:
     return {
         "dataset": known.name,
-        "root": str(root),
+        "root": root,
         "splits": {
             name: {
                 "frames": check.frames,

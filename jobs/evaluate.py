@@ -20,8 +20,11 @@ def evaluate(
     pred_dir: Annotated[Path, typer.Argument(help="Folder of class-id PNG files, as `predict` writes them.")],
     label_dir: Annotated[Path, typer.Argument(help="Folder of label files as the data set stores them.")],
     dataset_name: Annotated[
-        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}.")
+        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}, or folder.")
     ],
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=254, help="How many classes a folder's label maps have.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores and confusion matrix here.")
     ] = None,
@@ -31,7 +34,7 @@ def evaluate(
     Every prediction needs a label and every label a prediction; files are matched by relative path and name.
     """
     with clear_errors():
-        known = known_dataset(dataset_name)
+        known = known_dataset(dataset_name, classes)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("frames")
             evaluation = score_folders(

@@ -45,19 +45,19 @@ def explain(
             explainer = Explainer(network, layer, "cuda" if torch.cuda.is_available() else "cpu")
         except LayerError as error:
             fail(f"--layer: {error}")
-    failures: dict[Path, str] = {}
-    absent = dict.fromkeys(ids, 0)
-    with Progress(console=console, transient=True) as bar:
-        for path, stem in bar.track(found, description="images"):
-            try:
-                image = read_image(path)
-            except ImageError as error:
-                failures[path] = str(error)
-                continue
-            for name, evidence in zip(ids, explainer.explain(image, list(ids.values())), strict=True):
-                ending = name.replace(" ", "_")
-                write_png(out / stem.parent / f"{stem.name}_{ending}.png", heat(image, evidence.map))
-                absent[name] += not evidence.pixels
+        failures: dict[Path, str] = {}
+        absent = dict.fromkeys(ids, 0)
+        with Progress(console=console, transient=True) as bar:
+            for path, stem in bar.track(found, description="images"):
+                try:
+                    image = read_image(path)
+                except ImageError as error:
+                    failures[path] = str(error)
+                    continue
+                for name, evidence in zip(ids, explainer.explain(image, list(ids.values())), strict=True):
+                    ending = name.replace(" ", "_")
+                    write_png(out / stem.parent / f"{stem.name}_{ending}.png", heat(image, evidence.map))
+                    absent[name] += not evidence.pixels
     for path, reason in failures.items():
         console.print(f"[red]failed:[/] {naming(path, reason)}", soft_wrap=True, highlight=False)
     shown = len(found) - len(failures)

@@ -44,9 +44,16 @@ def models(
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("paper", overflow="ellipsis", no_wrap=True)
     for row in rows:
-        figures = (str(row["output_stride"]), f"{row['parameters'] / 1e6:.2f}M", f"{row['macs'] / 1e9:,.0f}")
+        figures = (str(row["output_stride"]), f"{row['parameters'] / 1e6:.2f}M", _giga(row["macs"]))
         table.add_row(row["model"], row["backbone"], *figures, row["paper"])
-    Console().print(table)
+    out = Console()
+    out.width = max(out.width, 100)  # names and figures are whole, also in a pipe
+    out.print(table)
+
+
+def _giga(macs: int) -> str:
+    """In billions, three digits where it is a small network or image."""
+    return f"{macs / 1e9:,.0f}" if macs >= 1e11 else f"{macs / 1e9:.3g}"
 
 
 def _figures(entry: Entry, classes: int, height: int, width: int) -> dict[str, Any]:

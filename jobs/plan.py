@@ -86,10 +86,10 @@ def plan(
 
         asked = plan_for(workers)
         others = {count: plan_for(count) for count in WORKER_COUNTS}
-    levels = describe(tree, asked)
-    if json_file:
-        figures = _figures(tree, asked, levels, workers, images, others)
-        write_bytes_atomically(json_file, json.dumps(figures, indent=1).encode())
+        levels = describe(tree, asked)
+        if json_file:
+            figures = _figures(tree, asked, levels, workers, images, others)
+            write_bytes_atomically(json_file, json.dumps(figures, indent=1).encode())
     out = Console(highlight=False)
     settings = f"{chosen}, {device.value}, {_mib(budget)} a worker"
     out.print(f"{model} ({described}) on {size[1]}x{size[0]} pixels, {settings}", soft_wrap=True)
@@ -114,9 +114,12 @@ def _network(model: str, weights: Path | None, width: float | None, dataset_name
     """The network and what it is in words. Without weights and width the one that `fullres predict` takes."""
     trees = [name for name, entry in CATALOGUE.items() if entry.dense]
     if model not in trees:
-        fail(f"--model is '{model}': one of {', '.join(trees)}")
+        by_windows = ", which is labelled by windows and has no tree" if model in CATALOGUE else ""
+        fail(f"--model is '{model}'{by_windows}: one of {', '.join(trees)}")
     if weights is not None and width is not None:
         fail("--width is what the weights say: leave out one of --width and --weights")
+    if dataset_name == "folder":
+        fail("--dataset is 'folder': name a data set with as many classes, or the --weights")
     classes = len(known_dataset(dataset_name).classes)
     if weights is None and width is None and shipped_weights(model).exists():
         weights = shipped_weights(model)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,18 +29,20 @@ from fullres.jobs.common import (
 )  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import CATALOGUE, parameter_count
-from fullres.models.spgnet import has_attention
+from fullres.models.spgnet import SPGNet, has_attention
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.engines import Engine, Resources, SplitMerge, Windows
 from fullres.pipeline.images import (
     ImageError,
     image_size,
     list_images,
+    naming,
     read_image,
     write_bytes_atomically,
 )
-from fullres.pipeline.outputs import claim_folder, is_done, write_outputs
-from fullres.pipeline.windows import Guided, WindowSpec
+from fullres.pipeline.outputs import MANIFEST, claim_folder, is_done, write_outputs
+from fullres.pipeline.schedule import BudgetError
+from fullres.pipeline.windows import Guided, WindowError, WindowSpec
 
 
 class SaveKind(enum.StrEnum):
@@ -56,7 +59,9 @@ def predict(
         list[str], typer.Argument(help="Images, folders or glob patterns.", metavar="IMAGES|DIR|GLOB...")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    model: Annotated[str, typer.Option(help="Network, e.g. smp18, fcn32s34.")] = "smp18",
+    model: Annotated[
+        str, typer.Option(help="Network: smp18, pspnet50, ...; see `fullres models`.")
+    ] = "smp18",
     weights: Annotated[
         Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")
     ] = None,
@@ -81,6 +86,13 @@ def predict(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Pixels between windows; two thirds of one if not given.")
     ] = None,
+    pool_crop: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help="Side of an SPGNet's training crops: it pools over as much, not the whole image.",
+        ),
+    ] = None,
     save: Annotated[
         list[SaveKind] | None,
         typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
@@ -102,14 +114,23 @@ def predict(
     with clear_errors():
         network, known, weights = load(model, weights, dataset)
         attended = _attended(attention, model, network, known)
-        found = [Task(path, stem) for path, stem in list_images(images)]
+        if pool_crop is not None:
+            if not isinstance(network, SPGNet):
+                fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
+            network.pool_over((pool_crop, pool_crop))
+        found = _to_label(images, out)
+        _check_names(found, [*kinds, *(f"attention_{name}" for name in attended)])
         sizes = _sizes(found)
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
             engine = _engine(model, network, spec, tuple(attended.values()))
-            for size in sizes:  # a budget too small, a window too large end the job here
-                engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
+            # A budget too small, a window too large end the job here. The largest image needs most.
+            for size, example in sorted(sizes.items(), key=lambda item: -prod(item[0])):
+                try:
+                    engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
+                except (BudgetError, WindowError) as error:
+                    fail(naming(example, str(error)))
             settings = {
                 "model": model, "weights": _digest(weights), "dataset": known.name, "precision": chosen,
                 "memory_budget": budget, "device": device, "save": sorted(kinds),
@@ -118,6 +139,8 @@ def predict(
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             if attended:
                 settings |= {"attention": list(attended)}
+            if pool_crop is not None:
+                settings |= {"pool_crop": pool_crop}
             claim_folder(out, settings)
             tasks = [task for task in found if not is_done(out, task.stem)]
             options = Options(chosen, budget, count, device, scores, strict)
@@ -143,7 +166,7 @@ def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int
     if scales is None and not flip and window is None:
         return None
     try:
-        factors = tuple(float(scale) for scale in (scales or "1").split(","))
+        factors = tuple(float(scale) for scale in ("1" if scales is None else scales).split(","))
     except ValueError:
         factors = (0.0,)
     if not all(0 < factor <= 16 for factor in factors):
@@ -171,13 +194,36 @@ def _engine(model: str, network: Any, spec: WindowSpec | None, attention: tuple[
     return Windows(network, spec or WindowSpec(), attention)
 
 
-def _sizes(tasks: list[Task]) -> set[tuple[int, int]]:
-    """The sizes of all images whose headers can be read; others are reported when their turn comes, unless
-    there are only such."""
-    sizes, problems = set(), []
+def _to_label(images: list[str], out: Path) -> list[Task]:
+    """All images but the results of an earlier run. Ends the job where `out` holds images that are none."""
+    found = [Task(path, stem) for path, stem in list_images(images)]
+    inside = [task for task in found if task.path.resolve().is_relative_to(out.resolve())]
+    if inside and not (out / MANIFEST).exists():
+        fail(f"--out is '{out}': it holds images that are to be labelled ({inside[0].path}); give another")
+    rest = [task for task in found if task not in inside]
+    if not rest:
+        fail(f"--out is '{out}': all images are in it; give another")
+    return rest
+
+
+def _check_names(tasks: list[Task], kinds: list[str]) -> None:
+    """End the job where a picture of one image would have the name of another's class ids."""
+    stems = {task.stem: task.path for task in tasks}
+    for task in tasks:
+        for kind in kinds:
+            taken = stems.get(task.stem.with_name(f"{task.stem.name}_{kind.replace(' ', '_')}"))
+            if taken is not None:
+                fail(f"{taken}: its class ids would have the name of {task.path}'s {kind}; rename one")
+
+
+def _sizes(tasks: list[Task]) -> dict[tuple[int, int], Path]:
+    """The sizes of all images whose headers can be read, with an image of each; others are reported when
+    their turn comes, unless there are only such."""
+    sizes: dict[tuple[int, int], Path] = {}
+    problems = []
     for task in tasks:
         try:
-            sizes.add(image_size(task.path))
+            sizes.setdefault(image_size(task.path), task.path)
         except ImageError as error:
             problems.append(error)
     if not sizes:

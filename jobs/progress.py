@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fullres.cluster.status import Status
@@ -25,7 +26,7 @@ def display(status: Status) -> Table:
                 worker.name,
                 f"{worker.info.host} {worker.info.device}",
                 f"{share:4.0%} busy",
-                f"{worker.grains} subtrees",
+                f"{worker.grains} subtree{'s' * (worker.grains != 1)}",
             )
     table.add_row(loads)
     return table
@@ -87,7 +88,7 @@ def say(status: Status, summary: dict[str, Any], out: Path) -> None:
     """The images left out, and the last line."""
     for path, reason in status.failures.items():
         console.print(
-            f"[red]failed:[/] {naming(path, reason)}",
+            f"[red]failed:[/] {escape(naming(path, reason))}",
             soft_wrap=True,
             highlight=False,
         )
@@ -99,5 +100,5 @@ def say(status: Status, summary: dict[str, Any], out: Path) -> None:
         parts.append(f"{failed} failed")
     if status.workers and done:
         busy = sum(w["busy_share"] for w in summary["workers"]) / len(status.workers)
-        parts.append(f"{len(status.workers)} workers {busy:.0%} busy")
+        parts.append(f"{len(status.workers)} worker{'s' * (len(status.workers) != 1)} {busy:.0%} busy")
     print(f"{', '.join(parts)}; results in {out}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -59,5 +60,5 @@ def _table(predictions: list[Prediction], evaluations: list[Evaluation]) -> Tabl
         table.add_column(name, justify="right" if name else "left")
     for prediction, e in zip(predictions, evaluations, strict=True):
         scores = (e.mean_iou, e.small_thin_iou, e.pixel_accuracy)
-        table.add_row(prediction.name, *(f"{100 * score:.1f}" for score in scores))
+        table.add_row(escape(prediction.name), *(f"{100 * score:.1f}" for score in scores))
     return table

@@ -8,16 +8,21 @@ from typing import Annotated
 
 import cv2
 import typer
-from rich.console import Console
 from rich.progress import track
 
-from fullres.pipeline.images import write_png
+from fullres.jobs.common import clear_errors, console
+from fullres.pipeline.images import ImageError, image_size, write_png
 from fullres.pipeline.scenes import render_scene
 
 
 def _write(out: Path, seed: int, height: int, width: int) -> None:
     image_path, label_path = (out / kind / f"scene_{seed:06}.png" for kind in ("images", "labels"))
     if image_path.exists() and label_path.exists():
+        for path in (image_path, label_path):
+            if (size := image_size(path)) != (height, width):
+                raise ImageError(
+                    f"{path}: {size[0]}x{size[1]} pixels, not {height}x{width}: remove it or change --out"
+                )
         return
     cv2.setNumThreads(1)
     image, labels = render_scene(seed, height, width)
@@ -35,10 +40,14 @@ def scenes(
     """Render street scenes with pixel-accurate labels (Cityscapes' 19 classes); goes on where it was
     stopped."""
     # A fork of a process with threads may hang.
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with clear_errors(), ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
         jobs = [
             pool.submit(_write, out, seed, height, width) for seed in range(first_seed, first_seed + count)
         ]
-        for job in track(jobs, "rendering", console=Console(stderr=True)):
-            job.result()
-    print(f"{count} scenes of {height}x{width} in {out}")
+        try:
+            for job in track(jobs, "rendering", console=console):
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # of those behind an error
+    print(f"{count} scene{'s' * (count != 1)} of {height}x{width} in {out}")

@@ -2,15 +2,20 @@
 
 import enum
 import json
+import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.dataset
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fullres.cluster import preprocess
@@ -28,10 +33,15 @@ from fullres.jobs.common import (
 from fullres.ops.boundary import boundary_map
 from fullres.pipeline import target_pictures
 from fullres.pipeline.datasets import DATASETS, Dataset
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
+from fullres.pipeline.datasets.layout import Frame
 from fullres.pipeline.images import decode_image, naming, write_png
 from fullres.pipeline.targets import TargetSpec, class_ids
 
 app = typer.Typer(help="Training targets for a whole data set, in Parquet.", invoke_without_command=True)
+
+
+_SPOKEN = 30  # seconds between two lines of progress where there is no terminal
 
 
 class MetricChoice(enum.StrEnum):
@@ -49,14 +59,15 @@ def targets(
         typer.Option("--dataset", help=f"{', '.join(DATASETS)}; or folder: any images/ and labels/."),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, max=255, help="How many classes the folder's label maps have.")
+        int | None,
+        typer.Option(min=1, max=MAX_CLASSES, help="How many classes the folder's label maps have."),
     ] = None,
     root: Annotated[str | None, typer.Option(help="Its folder: a path, s3://... or gs://...")] = None,
     split: Annotated[str | None, typer.Option(help="Which part of it; its first by default.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the targets: a path or URI.")] = None,
     grid: Annotated[str, typer.Option(help="Rows and columns of the sampling tensor.")] = "8x8",
     smoothness: Annotated[
-        float, typer.Option("--lambda", min=0, help="Weight of smoothness in the sampling tensor.")
+        float, typer.Option("--lambda", help="Weight of smoothness in the sampling tensor, 0 or more.")
     ] = 1.0,
     target_classes: Annotated[
         str | None,
@@ -68,7 +79,8 @@ def targets(
         MetricChoice, typer.Option(help="Nearest boundary in pixels, or in units of the image's sides.")
     ] = MetricChoice.pixels,
     cpp: Annotated[
-        str | None, typer.Option(help="Also class probabilities at these scales: 4,8,16,32.")
+        str | None,
+        typer.Option(help="Also class probabilities at these scales, each a multiple of the last: 4,8,16."),
     ] = None,
     boundary: Annotated[bool, typer.Option("--boundary", help="Also the boundary map.")] = False,
     distance: Annotated[
@@ -89,6 +101,8 @@ def targets(
     if dataset_name is None or root is None or out is None:
         fail("--dataset, --root and --out are needed")
     known = known_dataset(dataset_name, classes)
+    if not (math.isfinite(smoothness) and smoothness >= 0):
+        fail(f"--lambda is {smoothness}: a finite number, 0 or more")
     spec = TargetSpec(
         _grid(grid), smoothness, _target_classes(target_classes, known), metric.value, _scales(cpp),
         boundary, distance,
@@ -100,16 +114,7 @@ def targets(
         source, target = Storage(root), Storage(out)
         found = preprocess.find(source, known, split)
         with ray_cluster(address, count), _bar() as bar:
-            task = bar.add_task("label maps", total=len(found.frames), failed=0, rate="")
-
-            def show(done: preprocess.Progress) -> None:
-                bar.update(
-                    task,
-                    completed=done.before + done.done + len(done.failures),
-                    failed=len(done.failures),
-                    rate=f"{done.done / done.seconds:.0f}/s" if done.seconds else "",
-                )
-
+            show = _show_on(bar, len(found.frames))
             begun = time.monotonic()
             if strict and found.problems:
                 fail(found.problems[0])
@@ -121,7 +126,7 @@ def targets(
         target.write(preprocess.SUMMARY, json.dumps(summary, indent=2).encode())
     left_out = [*(naming(*failure) for failure in done.failures.items()), *found.problems]
     for reason in left_out:
-        console.print(f"[red]left out:[/] {reason}", soft_wrap=True, highlight=False)
+        console.print(f"[red]left out:[/] {escape(reason)}", soft_wrap=True, highlight=False)
     print(_line(done, len(left_out), out))
     raise typer.Exit(1 if left_out else 0)
 
@@ -144,20 +149,42 @@ def show(
         is_folder = settings["dataset"] == "folder"
         known = known_dataset(settings["dataset"], len(settings["classes"]) if is_folder else None)
         frames = {frame.key: frame for frame in preprocess.find(source, known, settings["split"]).frames}
-        parts = [target.path + "/" + name for name in target.names() if name.endswith(".parquet")]
-        table = pyarrow.dataset.dataset(parts, filesystem=target.files)
-        rows = table.filter(pyarrow.dataset.field("key").isin(key)) if key else table
-        shown = rows.head(len(key) if key else count).to_pylist()
-        if missing := sorted(set(key or []) - {row["key"] for row in shown}):
-            fail(f"--key: {out} has no {missing[0]}")
-        for row in shown:
-            frame = frames[row["key"]]
-            labels = known.decode(source.read(str(frame.labels)), frame.labels)
-            image = decode_image(source.read(str(frame.image)), frame.image)
-            for name, picture in _pictures(row, labels, image, known, settings).items():
-                path = pictures / f"{row['key']}_{name}.png"
-                write_png(path, picture)
-                print(path)
+        try:
+            for row in _rows(target, key, count):
+                if row["key"] not in frames:
+                    fail(f"--root: {root} has no frame {row['key']}")
+                labels, image = _frame(source, frames[row["key"]], known, row)
+                for name, picture in _pictures(row, labels, image, known, settings).items():
+                    path = pictures / f"{row['key']}_{name}.png"
+                    write_png(path, picture)
+                    print(path)
+        except ValueError as error:  # label ids that do not belong, a damaged file of targets
+            fail(error)
+
+
+def _rows(out: Storage, keys: list[str] | None, count: int) -> list[dict[str, Any]]:
+    """The rows of these keys, or the first ones."""
+    parts = [f"{out.path}/{name}" for name in out.names() if name.endswith(".parquet")]
+    table = pyarrow.dataset.dataset(parts, filesystem=out.files) if parts else None
+    if table is None or not table.count_rows():
+        fail(f"{out.location}: no label maps here yet")
+    rows = table.filter(pyarrow.dataset.field("key").isin(keys)) if keys else table
+    shown = rows.head(len(set(keys)) if keys else count).to_pylist()
+    if missing := sorted(set(keys or []) - {row["key"] for row in shown}):
+        fail(f"--key: {out.location} has no {missing[0]}")
+    return shown
+
+
+def _frame(root: Storage, frame: Frame, known: Dataset, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The label map that a row was made of, and its image."""
+    labels = known.decode(root.read(str(frame.labels)), frame.labels)
+    if labels.shape != (row["height"], row["width"]):
+        (height, width) = labels.shape
+        fail(
+            f"{frame.labels}: {width}x{height} pixels, but its targets are of a map of"
+            f" {row['width']}x{row['height']}"
+        )
+    return labels, decode_image(root.read(str(frame.image)), frame.image)
 
 
 def _pictures(
@@ -192,7 +219,10 @@ def _scales(text: str | None) -> tuple[int, ...]:
     scales = [] if text is None else text.split(",")
     if not all(scale.isdecimal() and int(scale) >= 1 for scale in scales):
         fail(f"--cpp is '{text}': whole numbers with commas between, e.g. 4,8,16,32")
-    return tuple(sorted({int(scale) for scale in scales}))
+    distinct = tuple(sorted({int(scale) for scale in scales}))
+    if any(coarse % fine for fine, coarse in pairwise(distinct)):
+        fail(f"--cpp is '{text}': each scale must be a multiple of the one before, e.g. 4,8,16,32")
+    return distinct
 
 
 def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
@@ -200,7 +230,7 @@ def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
         return known.targets or None
     if text == "all":
         return None
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in known.classes:
             fail(f"--target-classes: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
@@ -213,6 +243,26 @@ def _bar() -> Progress:
         TextColumn("{task.completed}/{task.total}  {task.fields[rate]}  {task.fields[failed]} left out"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
     )  # fmt: skip
+
+
+def _show_on(bar: Progress, maps: int) -> Callable[[preprocess.Progress], None]:
+    """Shows progress on the bar, and in lines now and then where nobody sees it: the log of a job."""
+    task = bar.add_task("label maps", total=maps, failed=0, rate="")
+    spoken = 0.0
+
+    def show(done: preprocess.Progress) -> None:
+        nonlocal spoken
+        here, failed = done.done + len(done.failures), len(done.failures)
+        ended = done.before + here
+        rate = f"{here / done.seconds:.0f}/s" if done.seconds else ""
+        bar.update(task, completed=ended, failed=failed, rate=rate)
+        if here and not console.is_terminal and done.seconds >= spoken + _SPOKEN:
+            spoken = done.seconds
+            left = timedelta(seconds=round((maps - ended) * done.seconds / here))
+            line = f"label maps {ended}/{maps}  {rate}  {failed} left out  {left} left"
+            console.print(line, soft_wrap=True, highlight=False)
+
+    return show
 
 
 def _line(done: preprocess.Progress, left_out: int, out: str) -> str:

@@ -73,9 +73,9 @@ def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
     return HRNetV2(HRNet(c, width), num_classes)
 
 
-def _spgnet(depths: tuple[int, ...], num_classes: int, width: float) -> nn.Module:
+def _spgnet(depths: tuple[int, ...], channels: int, num_classes: int, width: float) -> nn.Module:
     encoders = [ResNet(depth, width) for depth in depths]
-    return SPGNet(encoders, num_classes, channels=_scaled(128, width) // 4 * 4)
+    return SPGNet(encoders, num_classes, channels=_scaled(channels, width) // 4 * 4)
 
 
 def _unet(num_classes: int, width: float) -> nn.Module:
@@ -131,12 +131,13 @@ def _entries() -> list[Entry]:
         entries.append(Entry(f"ocrnet{c}", partial(_on_hrnet, OCRNet, c, True), "OCRNet", label, 4))
     seethrough = partial(_on_hrnet, SeeThroughNet, 48, False)
     entries.append(Entry("seethroughnet48", seethrough, "SeeThroughNet", "HRNetV2-W48", 4))
-    for name, depths in (
-        ("spgnet18", (18,)), ("spgnet50", (50,)), ("spgnet101", (101,)), ("spgnet18x2", (18, 18)),
-        ("spgnet50x2", (50, 50)), ("spgnet101x2", (101, 101)),
+    for name, depths, channels in (
+        ("spgnet18", (18,), 128), ("spgnet50", (50,), 128), ("spgnet101", (101,), 128),
+        ("spgnet18x2", (18, 18), 128), ("spgnet50x2", (50, 50), 128), ("spgnet101x2", (101, 101), 128),
+        ("spgnet50x2-d256", (50, 50), 256),
     ):  # fmt: skip
         label = f"{f'{len(depths)} x ' if len(depths) > 1 else ''}ResNet-{depths[0]}"
-        entries.append(Entry(name, partial(_spgnet, depths), "SPGNet", label, 32))
+        entries.append(Entry(name, partial(_spgnet, depths, channels), "SPGNet", label, 32))
     entries.append(Entry("unet", _unet, "U-Net", "-", 16))
     return entries
 

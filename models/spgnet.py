@@ -172,6 +172,11 @@ class FPNDecoder(nn.Module):
         return [self.smooth(levels[-1]), *levels[-2::-1]]
 
 
+def _pooled(crop: tuple[int, int]) -> tuple[int, int]:
+    """Elements of the last features that a crop has, upwards and across."""
+    return -(-crop[0] // _STRIDE), -(-crop[1] // _STRIDE)
+
+
 class ImagePool(nn.Module):
     """Average over the image and 1x1: N x C x h x w to N x D x 1 x 1.
 
@@ -181,7 +186,7 @@ class ImagePool(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, crop: tuple[int, int] | None) -> None:
         super().__init__()
-        self.window = crop and (-(-crop[0] // _STRIDE), -(-crop[1] // _STRIDE))
+        self.window = crop and _pooled(crop)
         self.conv = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,6 +299,12 @@ class SPGNet(nn.Module):
         if not self.training:
             return resize(stages[-1], size, align_corners=True)
         return SPGNetOutput(tuple(resize(logits, size, align_corners=True) for logits in stages))
+
+    def pool_over(self, crop: tuple[int, int]) -> None:
+        """In evaluation pool over windows of the training crops' size (AP, Table 12), as with `crop`."""
+        for pool in (stage.pool for stage in self.stages):
+            if isinstance(pool, ImagePool):
+                pool.window = _pooled(crop)
 
     def guided(self, image: Tensor, stage: int = 0) -> tuple[Tensor, Tensor]:
         """Logits, and guided attention of each class behind a stage (Sec. 4.5) as it is; both N x classes x H

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from fullres.models.geometry import POINT, Sliding
 
-IMAGE = "image"
+IMAGE = "<image>"  # no module has such a name
 Pair = tuple[int, int]
 
 POINTWISE_MODULES = (
@@ -26,13 +26,22 @@ POINTWISE_MODULES = (
     nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid,
 )  # fmt: skip
 NOTHING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
+TENSOR: Any = ...  # marks where a tensor goes in the arguments of a call
+# What writes over its first input, and what gives the same without.
+IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, torch.relu_: torch.relu,
+}  # fmt: skip
 POINTWISE_FUNCTIONS: set[Any] = {
-    torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul,
+    torch.relu, torch.sigmoid, torch.tanh, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.clamp,
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
     F.hardtanh, F.sigmoid, F.tanh, F.softplus,
-    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul,
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, *IN_PLACE,
 }  # fmt: skip
-POINTWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "add", "add_", "sub", "mul", "mul_"}
+POINTWISE_METHODS = {
+    "relu", "relu_", "sigmoid", "tanh", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_",
+    "neg", "neg_", "clamp", "clamp_",
+}  # fmt: skip
 
 
 class UnsupportedModule(ValueError):
@@ -70,6 +79,12 @@ class _Proxy(fx.Proxy):
     def __imul__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
 
 class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -83,6 +98,12 @@ def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[st
     place of max pooling) is computed at that pool's stride, so the first two splits of SMP are one.
     Raises UnsupportedModule.
     """
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            where = f"module '{name}' ({type(module).__name__})" if name else type(module).__name__
+            raise UnsupportedModule(
+                f"{where} has no full-resolution form: it has forward hooks, which are not traced"
+            )
     try:
         graph = _Tracer().trace(network)
     except Exception as error:
@@ -162,6 +183,8 @@ def _step(
         return _sliding(
             Step(name, "convolution", inputs, module, module.out_channels), sliding, stride, refuse
         )
+    if getattr(module, "return_indices", False):
+        raise refuse("it returns indices, which are another thing on each lattice")
     pool = _pool(module, node)
     if pool is not None:
         op, call, sliding = pool
@@ -175,11 +198,13 @@ def _step(
         if len(set(channels)) > 1:
             raise refuse(f"it joins features of {channels} channels")
         target = node.target if callable(node.target) else getattr(torch.Tensor, str(node.target).rstrip("_"))
+        target = IN_PLACE.get(target, target)
         kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
-        args, kwargs = fx.node.map_arg((node.args, kwargs), lambda _: None)
+        args, kwargs = fx.node.map_arg((node.args, kwargs), lambda _: TENSOR)
         return Step(name, "pointwise", inputs, FunctionCall(target, args, kwargs), channels[0], stride=stride)
     known = (
-        "convolutions, max and average pools, batch norm, elementwise functions and concatenation have one"
+        "convolutions, max and average pools, batch norm, activations, sums, differences, products, "
+        "quotients, clamp and concatenation have one"
     )
     raise refuse(known)
 
@@ -194,12 +219,12 @@ def _overwrites(network: nn.Module, node: fx.Node) -> bool:
         return getattr(network.get_submodule(str(node.target)), "inplace", False)
     if node.op == "call_method":
         return str(node.target).endswith("_")
-    return bool(node.kwargs.get("inplace", False)) or node.target in (operator.iadd, operator.imul)
+    return bool(node.kwargs.get("inplace", False)) or node.target in IN_PLACE
 
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A function with its constant arguments in place; None marks where a tensor goes."""
+    """A function with its constant arguments in place; `TENSOR` marks where a tensor goes."""
 
     target: Callable[..., Tensor]
     args: tuple[Any, ...]
@@ -212,17 +237,12 @@ class FunctionCall:
     @property
     def is_sum(self) -> bool:
         """Of two tensors, nothing else."""
-        return (
-            self.target in (operator.add, operator.iadd, torch.add)
-            and self.args == (None, None)
-            and not self.kwargs
-        )
+        return self.target in (operator.add, torch.add) and self.args == (TENSOR, TENSOR) and not self.kwargs
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         given = iter(tensors)
-        target = {operator.iadd: operator.add, operator.imul: operator.mul}.get(self.target, self.target)
-        args = [next(given) if a is None else a for a in self.args]
-        return target(*args, **{k: next(given) if a is None else a for k, a in self.kwargs.items()})
+        args = [next(given) if a is TENSOR else a for a in self.args]
+        return self.target(*args, **{k: next(given) if a is TENSOR else a for k, a in self.kwargs.items()})
 
 
 def _pair(x: Any) -> Pair:

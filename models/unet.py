@@ -74,7 +74,10 @@ class UNet(nn.Module):
 
     def __init__(self, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
-        channels = [int(64 * width) * 2**i for i in range(5)]
+        first = int(64 * width)
+        if first < 1:
+            raise ValueError(f"U-Net width is {width}: at least 1/64")
+        channels = [first * 2**i for i in range(5)]
         self.body = UNetBody(3, channels, 2)
         self.classifier = nn.Conv2d(channels[0], num_classes, 1)
         kaiming(self)

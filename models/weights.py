@@ -6,6 +6,7 @@ that lists every key.
 """
 
 import json
+import math
 import pickle
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"weights {path}: not a safetensors file ({error})") from error
         try:
-            return state, WeightsInfo(**json.loads(metadata["fullres"])) if "fullres" in metadata else None
+            return state, _own_info(metadata["fullres"]) if "fullres" in metadata else None
         except (TypeError, ValueError) as error:
             raise WeightsError(f"weights {path}: its metadata are not of this version ({error})") from error
     if path.suffix not in (".pth", ".pt"):
@@ -98,6 +99,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
         raise WeightsError(
             f"weights {path}: not a torch checkpoint ({(str(error) or 'empty').splitlines()[0]})"
         ) from error
+    except Exception as error:  # anything: bytes that are no pickle are taken for instructions
+        raise WeightsError(f"weights {path}: not a torch checkpoint ({type(error).__name__})") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -108,6 +111,16 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
         if loaded and all(name.startswith(prefix) for name in loaded):
             loaded = {name.removeprefix(prefix): t for name, t in loaded.items()}
     return loaded, None
+
+
+def _own_info(metadata: str) -> WeightsInfo:
+    """Raises TypeError or ValueError where it is no such thing."""
+    info = WeightsInfo(**json.loads(metadata))
+    if not (isinstance(info.width, int | float) and 0 < info.width < math.inf):
+        raise ValueError(f"width is {info.width!r}, not a number above 0")
+    if not (isinstance(info.num_classes, int) and info.num_classes > 0):
+        raise ValueError(f"num_classes is {info.num_classes!r}, not a whole number above 0")
+    return info
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -170,6 +183,10 @@ def start_from(network: nn.Module, model: str, path: Path, drop_head: bool = Fal
     own = network.state_dict()
     state, info = _read_for(model, path, own)
     classes = _class_count(model, own)
+    assert classes is not None  # it has its classifiers
+    width, needed = _width(model, info.num_classes, state), _width(model, classes, own)
+    if width not in (0, needed):
+        raise WeightsError(f"weights {path}: of width {width:g}, the network has {needed:g}")
     if drop_head:
         state |= {name: own[name] for name in _class_axes(model)}
     elif info.num_classes != classes:
@@ -248,7 +265,8 @@ def _class_count(model: str, state: Mapping[str, Tensor]) -> int | None:
 
 def _width(model: str, num_classes: int, state: Mapping[str, Tensor]) -> float:
     """The one with which most convolutions have the shapes of `state`. Layers round their channels in
-    different ways, so that the stem does not always tell: every layer proposes one."""
+    different ways, so that the stem does not always tell: every layer proposes one. 0 without any of its
+    convolutions."""
     full = _shapes(model, num_classes, 1.0)
     shapes = {name: t.shape for name, t in state.items() if name in full and t.dim() == 4}
 
@@ -256,4 +274,4 @@ def _width(model: str, num_classes: int, state: Mapping[str, Tensor]) -> float:
         narrow = _shapes(model, num_classes, width)
         return sum(narrow[name] == shape for name, shape in shapes.items())
 
-    return max({shape[0] / full[name][0] for name, shape in shapes.items()}, key=fitting)
+    return max({shape[0] / full[name][0] for name, shape in shapes.items()}, key=fitting, default=0.0)

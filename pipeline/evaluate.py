@@ -14,8 +14,7 @@ from fullres.ops import metrics
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
 from fullres.pipeline.images import ImageError, read_labels
-
-_PICTURES = ("_color", "_overlay")  # for people; they lie beside the class ids
+from fullres.pipeline.outputs import is_picture
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def evaluate(
     """Score the class-id PNG files in `pred_dir` against the label files in `label_dir`.
 
     Both folders are searched recursively, and files are matched by relative path and name, less the endings
-    that `dataset` gives to images and labels. `*_color.*` and `*_overlay.*` are left out. Frames are read by
-    several threads.
+    that `dataset` gives to images and labels. The pictures that `predict` writes beside class ids are left
+    out. Frames are read by several threads.
 
     Args:
         progress: called with (frames done, frames in all) after each frame.
@@ -113,7 +112,7 @@ def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list
     folder = Path(pred_dir)
     if not folder.is_dir():
         raise FilesError(f"{folder}: no such folder", [])
-    found = (p for p in sorted(folder.rglob("*.png")) if p.name[0] != "." and not p.stem.endswith(_PICTURES))
+    found = (p for p in sorted(folder.rglob("*.png")) if p.name[0] != "." and not is_picture(p))
     predictions = [(p, p.relative_to(folder).with_suffix("")) for p in found]
     if not predictions:
         raise FilesError(f"{folder}: no predictions; they are class-id PNG files", [])

@@ -105,7 +105,7 @@ class Explainer:
             self.network(torch.zeros(1, 3, _PROBE, _PROBE, device=self.device))
         for handle in handles:
             handle.remove()
-        if self.layer not in with_features:
+        if not self.layer or self.layer not in with_features:
             raise LayerError(
                 f"no layer '{self.layer}' with features; there are"
                 f" {', '.join(_parts(self.network, with_features))}, and those inside them"

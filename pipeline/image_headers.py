@@ -1,7 +1,8 @@
 """What an image file says of itself before its pixels are decoded: format, size, orientation, PNG chunks.
 
 Orientation is EXIF's: 1 to 8, of which 5 to 8 swap height and width. JPEG carries it in an APP1 segment,
-PNG in an eXIf chunk, and EXIF data is itself a TIFF directory, so one parser serves all three.
+PNG in an eXIf chunk, WebP in an EXIF chunk, and EXIF data is itself a TIFF directory, so one parser serves
+all four.
 """
 
 import struct
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # TIFF tags
+_HAS_EXIF = 8  # flag of an extended WebP file
 
 
 def image_format(data: bytes) -> str | None:
@@ -30,9 +32,13 @@ def image_format(data: bytes) -> str | None:
 def oriented_size(data: bytes) -> tuple[int, int] | None:
     """(H, W) in pixels after orientation, from the file's first bytes; None where the header goes on behind
     them, or where only decoding tells."""
-    parse = {"PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header}.get(image_format(data) or "")
+    parsers = {
+        "PNG": _png_header, "JPEG": _jpeg_header, "TIFF": _tiff_header, "BMP": _bmp_header,
+        "WebP": _webp_header,
+    }  # fmt: skip
+    kind = image_format(data)
     try:
-        header = parse(data) if parse else None
+        header = parsers[kind](data) if kind else None
     except (struct.error, IndexError):  # the file ends inside its header
         return None
     if header is None:
@@ -96,6 +102,37 @@ def _tiff_header(data: bytes) -> tuple[int, int, int] | None:
     if _WIDTH not in tags or _HEIGHT not in tags:
         return None
     return tags[_HEIGHT], tags[_WIDTH], tags.get(_ORIENTATION, 1)
+
+
+def _bmp_header(data: bytes) -> tuple[int, int, int] | None:
+    (length,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, 18)
+    return abs(height), width, 1  # negative where the rows are stored from the top
+
+
+def _webp_header(data: bytes) -> tuple[int, int, int] | None:
+    """A lossy (VP8) or lossless (VP8L) picture, or an extended file; its EXIF data come behind the pixels."""
+    chunks = dict(_riff_chunks(data))
+    if b"VP8X" in chunks:
+        flags, width, width_high, height, height_high = struct.unpack_from("<B3xHBHB", chunks[b"VP8X"])
+        (length,) = struct.unpack_from("<I", data, 4)
+        if flags & _HAS_EXIF and len(data) < 8 + length:
+            return None
+        orientation = _exif_orientation(chunks.get(b"EXIF") if flags & _HAS_EXIF else None)
+        return 1 + height + (height_high << 16), 1 + width + (width_high << 16), orientation
+    if b"VP8L" in chunks:
+        (bits,) = struct.unpack_from("<I", chunks[b"VP8L"], 1)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF), 1
+    width, height = struct.unpack_from("<HH", chunks.get(b"VP8 ", b""), 6)
+    return height & 0x3FFF, width & 0x3FFF, 1  # the upper two bits ask for scaling, which nobody does
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    view, at = memoryview(data), 12
+    while at + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, at)
+        yield kind, view[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
 
 
 def _exif_orientation(exif: memoryview | None) -> int:

@@ -21,6 +21,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # Whatever OpenCV would log of a bad file, ImageError says in one line.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# OpenCV's limit where the environment sets no other.
+_LIMIT_VARIABLE, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 30
+
 
 class ImageError(Exception):
     """An image that can't be read or found; one line with its path and the reason."""
@@ -92,15 +95,21 @@ def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) in pixels as `read_image` would give; from the header alone for PNG, JPEG and TIFF.
+    """(H, W) in pixels as `read_image` would give; from the header alone unless only decoding tells.
 
     Raises:
-        ImageError: missing, empty or not an image. A file cut short behind its header goes unnoticed.
+        ImageError: missing, empty, not an image, of no pixels or of more than OpenCV decodes. A file cut
+            short behind its header goes unnoticed.
     """
     data = read_bytes(path)
     size = oriented_size(data)
     if size is None:
         size = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
+    height, width = size
+    if min(size) < 1:
+        raise ImageError(f"{path}: {height}x{width} pixels; its header is damaged")
+    if height * width > _MOST_PIXELS and _LIMIT_VARIABLE not in os.environ:
+        raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
     return size
 
 
@@ -124,11 +133,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it becomes `path` at the end, or goes where the block raises.
 
     It lies in the same folder (made if missing), has the same suffix and a hidden name, so a file left
-    behind by a killed process is never taken for an image.
+    behind by a killed process is never taken for an image. The name is short: that of `path` may be as long
+    as names can be.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -196,14 +206,17 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # the one assertion a well-formed header can meet is OpenCV's size limit
-        height, width = oriented_size(data) or ("?", "?")
-        raise ImageError(
-            f"{path}: {height}x{width} pixels are more than OpenCV decodes"
-            f" ({error.err}; set OPENCV_IO_MAX_IMAGE_PIXELS before starting to raise it)"
-        ) from error
+        raise ImageError(_too_large(path, oriented_size(data) or ("?", "?"), error.err)) from error
     if image is None:
         raise ImageError(f"{path}: {kind} file of {len(data)} bytes is cut short or damaged")
     return image
+
+
+def _too_large(path: str | Path, size: tuple[object, object], limit: str) -> str:
+    return (
+        f"{path}: {size[0]}x{size[1]} pixels are more than OpenCV decodes"
+        f" ({limit}; set {_LIMIT_VARIABLE} before starting to raise it)"
+    )
 
 
 def _palette_as_grey(data: bytes) -> tuple[bytes, int]:

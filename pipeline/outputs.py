@@ -1,6 +1,7 @@
 """What `predict` leaves for one image, and what is already there."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from fullres.pipeline.pictures import colour, heat, overlay
 
 Kind = Literal["color", "overlay", "npy", "safetensors"]
 MANIFEST = "predict.json"
+# What the names of the pictures for people add to the image's; see `write_outputs`.
+_PICTURES = re.compile("_color|_overlay|_attention_.+")
 
 
 class OutputsError(ValueError):
@@ -25,7 +28,12 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     OutputsError."""
     manifest = out / MANIFEST
     if manifest.exists():
-        before = json.loads(manifest.read_text())
+        try:
+            before = json.loads(manifest.read_text())
+        except ValueError as error:
+            raise OutputsError(
+                f"{manifest} is damaged ({error}): remove it, or give another --out"
+            ) from error
         differing = [
             f"{k}: {before.get(k)} there, {settings.get(k)} now"
             for k in before | settings
@@ -42,6 +50,16 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
 def is_done(out: Path, stem: Path) -> bool:
     """Whether an image was finished before: its class ids are written last."""
     return _named(out, stem, ".png").exists()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a PNG file of an output folder is a picture beside class ids: `sky_color.png` where there is
+    `sky.png`, else it holds the class ids of an image of that name."""
+    stem = path.stem
+    return any(
+        _PICTURES.fullmatch(stem, i) and path.with_name(stem[:i] + path.suffix).exists()
+        for i in range(1, len(stem))
+    )
 
 
 def write_outputs(

@@ -33,14 +33,16 @@ class ModelConfig(Section):
     """The network, and how it starts: from a trained network's weights, from ImageNet weights of its backbone
     (a published `.pth`), or from scratch.
 
-    `auxiliary`: what its auxiliary heads learn, where it has some. "cross_entropy": one head behind the
-    fourth stage (PSPNet, Sec. 4), none for OCRNet, whose soft regions are that. "class_probability": one
-    behind every stage (SeeThroughNet, Sec. 4.1).
+    `auxiliary`: what its auxiliary heads learn, where it has some, or "none" of them. `auxiliary_stages`:
+    behind which of the backbone's features they are, 0 the finest of four. By default with "cross_entropy"
+    one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
+    "class_probability" one behind each (SeeThroughNet, Sec. 4.1).
     """
 
     name: str
     width: float = Field(default=1.0, gt=0)
-    auxiliary: Literal["cross_entropy", "class_probability"] = "cross_entropy"
+    auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
+    auxiliary_stages: tuple[int, ...] | None = None
     weights: Path | None = None
     backbone_weights: Path | None = None
 
@@ -52,7 +54,17 @@ class ModelConfig(Section):
             raise ValueError(
                 f"weights is '{self.weights}', backbone_weights is '{self.backbone_weights}': one of them"
             )
+        stages = self.auxiliary_stages
+        if stages is not None and (self.auxiliary == "none" or not _are_stages(stages)):
+            raise ValueError(
+                f"auxiliary_stages is {list(stages)}: some of 0, 1, 2, 3, each once and in order; not with"
+                " auxiliary = 'none'"
+            )
         return self
+
+
+def _are_stages(stages: tuple[int, ...]) -> bool:
+    return len(stages) > 0 and set(stages) <= {0, 1, 2, 3} and sorted(set(stages)) == list(stages)
 
 
 def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:
@@ -69,18 +81,22 @@ def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = Fa
     # Behind the weights: files are read without auxiliary heads.
     if isinstance(network, _WITH_HEADS):
         network.auxiliary = _heads(network, config, num_classes)
-    elif config.auxiliary == "class_probability":
-        raise ValueError(f"auxiliary is 'class_probability': {config.name} has no auxiliary heads")
+    elif config.auxiliary == "class_probability" or config.auxiliary_stages:
+        raise ValueError(f"auxiliary is '{config.auxiliary}': {config.name} has no auxiliary heads")
     return network.train()
 
 
 def _heads(network: _WITH_HEADS, config: ModelConfig, num_classes: int) -> AuxiliaryHeads | None:
-    channels = max(8, int(256 * config.width))
-    if config.auxiliary == "class_probability":
-        return AuxiliaryHeads(network.backbone.channels, num_classes + 1, (0, 1, 2, 3), channels)
-    if isinstance(network, OCRNet):
+    usual = {
+        "cross_entropy": () if isinstance(network, OCRNet) else (2,),
+        "class_probability": (0, 1, 2, 3),
+        "none": (),
+    }
+    stages = config.auxiliary_stages or usual[config.auxiliary]
+    if not stages:
         return None
-    return AuxiliaryHeads(network.backbone.channels, num_classes, (2,), channels)
+    outputs = num_classes + (config.auxiliary == "class_probability")
+    return AuxiliaryHeads(network.backbone.channels, outputs, stages, max(8, int(256 * config.width)))
 
 
 def _load_backbones(network: nn.Module, name: str, path: Path) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.layout import Frame
-from fullres.pipeline.image_headers import oriented_size
+from fullres.pipeline.image_headers import image_format, oriented_size
 from fullres.pipeline.images import ImageError
 from fullres.pipeline.targets import TargetSpec, targets_of
 
@@ -129,10 +129,10 @@ def write_targets(
 
 
 def read_metadata(file: Any) -> dict[str, Any]:
-    """The "fullres" metadata of a file of targets. Raises ValueError if it is none."""
+    """The "fullres" metadata of a file of targets. Raises ValueError if it is none, or damaged."""
     try:
         return json.loads((pq.read_metadata(file).metadata or {})[METADATA_KEY])
-    except (KeyError, pa.ArrowInvalid) as error:
+    except (KeyError, pa.ArrowInvalid, OSError) as error:  # an OSError where only the footer is damaged
         raise ValueError("not a file of fullres targets") from error
 
 
@@ -144,7 +144,7 @@ def _contents(
     def contents(frame: Frame) -> tuple[bytes, tuple[int, int] | None] | Exception:
         try:
             return read(str(frame.labels), None), _size(frame.image, read)
-        except OSError as error:
+        except (ImageError, OSError) as error:
             return error
 
     def batch(start: int) -> list[tuple[Frame, Any]]:
@@ -164,9 +164,14 @@ def _contents(
 
 
 def _size(image: Path, read: Read) -> tuple[int, int] | None:
-    """(H, W) as its header says, if it does."""
-    sizes = (oriented_size(read(str(image), first)) for first in _HEADER)
-    return next((size for size in sizes if size), None)
+    """(H, W) as its header says, if it does. Raises ImageError for what is no image, OSError."""
+    for first in _HEADER:
+        data = read(str(image), first)
+        if image_format(data) is None:
+            raise ImageError(f"{image}: {'not an image' if data else 'empty file'}")
+        if size := oriented_size(data):
+            return size
+    return None
 
 
 def _labels(frame: Frame, data: bytes, image_size: tuple[int, int] | None, dataset: Dataset) -> np.ndarray:

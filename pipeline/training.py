@@ -6,6 +6,7 @@ had not been, and the same configuration on the same machine ends with the same 
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
+from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import pair_with_labels
 from fullres.pipeline.images import atomic, list_images, read_image
 from fullres.pipeline.start import ModelConfig, Section, check_batch, starting_network
@@ -26,18 +28,25 @@ from fullres.pipeline.transforms import normalise, random_crop
 
 
 class DataConfig(Section):
-    """A folder of images and one of label maps, and what their ids mean."""
+    """A folder of images and one of label maps, and what their ids mean: those of a data set, or of "folder",
+    which has as many `classes` as are given, 0 and upwards, and 255 for none."""
 
     dataset: str
+    classes: int | None = Field(default=None, ge=2, le=254)
     images: Path
     labels: Path
     in_memory: bool = False  # decode every image once and keep it
 
     @model_validator(mode="after")
     def _known(self) -> "DataConfig":
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset is '{self.dataset}': one of {', '.join(DATASETS)}")
+        if self.dataset not in [*DATASETS, "folder"]:
+            raise ValueError(f"dataset is '{self.dataset}': one of {', '.join(DATASETS)}, or folder")
+        if (self.dataset == "folder") != (self.classes is not None):
+            raise ValueError(f"classes is {self.classes}: needed with dataset 'folder', and with no other")
         return self
+
+    def known(self) -> Dataset:
+        return dataset(self.dataset) if self.classes is None else folder(self.classes)
 
 
 class TrainingConfig(Section):
@@ -49,7 +58,7 @@ class TrainingConfig(Section):
     data: DataConfig
     out: Path
     steps: int = Field(gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=10, gt=0)
     crop: tuple[int, int] = (512, 512)
     phases: tuple[int, int, int, int] = (1, 1, 1, 1)
@@ -68,6 +77,13 @@ class TrainingConfig(Section):
             raise ValueError(f"phases are {self.phases}: 1 to 16 of the first, 1 to 4 of each other split")
         if any(side < 32 for side in self.crop):
             raise ValueError(f"crop is {self.crop}: at least 32 x 32, one element of the last features")
+        smp = self.model.name.startswith("smp")
+        if self.phases != (1, 1, 1, 1) and not smp:
+            raise ValueError(f"phases are {self.phases}: only an SMP splits, not {self.model.name}")
+        if self.loss_stride != 1 and not self.model.name.startswith("fcn"):
+            raise ValueError(
+                f"loss_stride is {self.loss_stride}: only FCN32s and FCN8s have one, not {self.model.name}"
+            )
         return self
 
 
@@ -119,17 +135,22 @@ def fit(
 
     Writes `checkpoint.pt` now and then and `weights.safetensors`, without auxiliary heads, at the end.
     `drop_head`: see `starting_network`. Raises ValueError if the folder holds a checkpoint of another
-    configuration, if the network can't be trained on such batches, and what reading data and weights raises.
+    configuration, if the network can't be trained on such batches, OSError if it can't write there, and what
+    reading data and weights raises.
     """
-    known = dataset(config.data.dataset)
+    known = config.data.known()
     check_batch(config.model, config.batch_size, config.crop)
     samples = Samples(config.data, known)
     torch.manual_seed(config.seed)
-    network = starting_network(config.model, len(known.classes), drop_head)
+    checkpoint = config.out / "checkpoint.pt"
+    start = config.model
+    if checkpoint.exists():  # it has all weights: the files of the start may be gone
+        start = start.model_copy(update={"weights": None, "backbone_weights": None})
+    network = starting_network(start, len(known.classes), drop_head)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(config, network)
-    checkpoint = config.out / "checkpoint.pt"
     first = _resume(checkpoint, config, network, optimizer) if checkpoint.exists() else 0
+    config.out.mkdir(parents=True, exist_ok=True)  # or it would fail at the first checkpoint
     bf16 = config.precision == "bf16"
     losses = []
     for step in range(first, config.steps):
@@ -200,7 +221,10 @@ def _save(
 
 
 def _resume(path: Path, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no checkpoint of a training; remove it to start afresh") from error
     if state["config"] != _identity(config):
         raise ValueError(f"{path} is of another configuration; give another `out` or remove it")
     network.load_state_dict(state["network"])

@@ -29,6 +29,7 @@ from scipy.ndimage import distance_transform_edt, uniform_filter
 from scipy.sparse.linalg import spsolve
 
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
+from fullres.jobs.bench.targets import check_writable
 from fullres.jobs.common import clear_errors, console, fail
 from fullres.ops.boundary import boundary_map
 from fullres.ops.class_probability import class_probability_pyramid
@@ -61,7 +62,9 @@ def sampling(
         Path | None, typer.Option(help="Folder of CamVid: also what the samplings keep of its label maps.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run, in turn; minima are shown.")] = 5,
-    shrink: Annotated[int, typer.Option(min=1, help="Divide the scenes' sides by this, to try it out.")] = 1,
+    shrink: Annotated[
+        int, typer.Option(min=1, max=16, help="Divide the scenes' sides by this, to try it out.")
+    ] = 1,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
 ) -> None:
     """Sampling tensors, interpolation back and class-probability pooling beside scipy and torch, on one core;
@@ -70,16 +73,19 @@ def sampling(
     Peak memory is that of a process of its own, beyond its inputs.
     """
     result: dict[str, Any] = {}
-    if camvid:
-        with clear_errors():
-            maps = oracle_maps(camvid)
+    with clear_errors():
+        if json_out:
+            check_writable(json_out)
+        maps = oracle_maps(camvid) if camvid else []
+    if maps:
         result["oracle"] = {name: oracle(maps, name) for name in _TENSORS}
         _show_oracle(result["oracle"], len(maps))
     result["speed"] = [_compare(title, rounds, shrink) for title in _CASES]
     divided = f", sides divided by {shrink}" if shrink > 1 else ""
     _show_speed(result["speed"], f"One core, least of {rounds} round(s) in turn{divided}")
     if json_out:
-        write_bytes_atomically(json_out, json.dumps(result, indent=2).encode())
+        with clear_errors():
+            write_bytes_atomically(json_out, json.dumps(result, indent=2).encode())
 
 
 def oracle_maps(camvid: Path) -> list[np.ndarray]:
@@ -168,7 +174,8 @@ def _scipy_labels(scores: np.ndarray, phi: np.ndarray, size: tuple[int, int]) ->
 
 
 def _averaged(labels: np.ndarray) -> list[np.ndarray]:
-    one_hot = F.one_hot(torch.from_numpy(labels).long(), _SCENE_CLASSES).permute(2, 0, 1).float()
+    channels = torch.from_numpy(labels).clamp(max=_SCENE_CLASSES).long()  # ignored pixels are the last one
+    one_hot = F.one_hot(channels, _SCENE_CLASSES + 1).permute(2, 0, 1).float()
     return [F.avg_pool2d(one_hot, scale, ceil_mode=True).numpy() for scale in _SCALES]
 
 
@@ -191,13 +198,11 @@ _CASES = {
         _soft_scores,
         {"fullres": interpolate_labels, "scipy: griddata, argmax": _scipy_labels},
     ),
-    "class probabilities at 1/4 to 1/32, 2048x1024": _Case(
+    "class probabilities at 1/4 to 1/32, 20 channels, 2048x1024": _Case(
         (1024, 2048),
         lambda labels: (labels,),
         {
-            "fullres": lambda labels: class_probability_pyramid(
-                labels, _SCALES, _SCENE_CLASSES, "renormalise"
-            ),
+            "fullres": lambda labels: class_probability_pyramid(labels, _SCALES, _SCENE_CLASSES),
             "torch: one-hot, average pooling": _averaged,
             "one pass over the labels (their histogram)": _histogram,
         },

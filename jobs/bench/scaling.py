@@ -22,25 +22,35 @@ from rich.table import Table
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import ENVIRONMENT, suit_allocator
 from fullres.cluster.status import Options, Status, Task
-from fullres.jobs.bench.variants import describe, network_of
-from fullres.jobs.common import AddressOption, console, parse_bytes, ray_cluster
+from fullres.jobs.bench.variants import check_network, describe, network_of
+from fullres.jobs.common import (
+    AddressOption,
+    PrecisionChoice,
+    choose_precision,
+    console,
+    fail,
+    parse_bytes,
+    ray_cluster,
+)
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.engines import Resources, SplitMerge
 from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.outputs import write_outputs
 from fullres.pipeline.scenes import render_scene
-from fullres.pipeline.schedule import Precision
 
 
 def scaling(
     model: Annotated[str, typer.Option(help="An SMP network.")] = "smp18",
     width: Annotated[
-        float | None, typer.Option(help="Random weights of this width instead of the shipped ones.")
+        float | None,
+        typer.Option(min=0.01, help="Random weights of this width instead of the shipped ones."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Length of the stream.")] = 4,
-    height: Annotated[int, typer.Option()] = 1024,
-    scene_width: Annotated[int, typer.Option()] = 2048,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "bf16",
+    height: Annotated[int, typer.Option(min=32)] = 1024,
+    scene_width: Annotated[int, typer.Option(min=32)] = 2048,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto: bf16 where the CPU computes it natively.")
+    ] = PrecisionChoice.bf16,
     workers: Annotated[
         str, typer.Option(help="Numbers of workers to compare, the first is the base.")
     ] = "1,2",
@@ -51,9 +61,10 @@ def scaling(
 ) -> None:
     """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not
     counted."""
-    counts = [int(n) for n in workers.split(",")]
+    check_network(model, width)
+    counts = _counts(workers)
+    chosen, budget = choose_precision(precision, "cpu"), parse_bytes(memory_budget)
     engine = SplitMerge(network_of(model, width))
-    chosen: Precision = "bf16" if precision == "bf16" else "fp32"
     rates: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
     with tempfile.TemporaryDirectory() as name, ray_cluster(address, max(counts)):
         folder = Path(name)
@@ -63,7 +74,7 @@ def scaling(
         for index in range(rounds):
             for count in counts:
                 console.print(f"round {index + 1}/{rounds}: {count} worker(s)", highlight=False)
-                options = Options(chosen, parse_bytes(memory_budget), count, "cpu")
+                options = Options(chosen, budget, count, "cpu")
                 row = _measure(Coordinator(engine, options), tasks, folder / "out")
                 rates[count].append(row | {"bare": _bare_seconds(engine, tasks[0].path, options, count)})
     result = _compare(rates, counts)
@@ -73,6 +84,13 @@ def scaling(
     )
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": rates}, indent=2).encode())
+
+
+def _counts(text: str) -> list[int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        fail(f"--workers is '{text}': numbers from 1 with commas between them, e.g. 1,2")
+    return [int(number) for number in numbers]
 
 
 def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str, float]:

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullres.jobs.bench.variants import describe
-from fullres.jobs.common import console, parse_bytes
+from fullres.jobs.bench.variants import check_network, describe
+from fullres.jobs.common import PrecisionChoice, choose_precision, clear_errors, console, parse_bytes
 from fullres.pipeline.images import read_image, write_bytes_atomically
 from fullres.pipeline.scenes import render_scene
 
@@ -31,12 +31,15 @@ _ROWS: list[tuple[str, str, dict[str, Any]]] = [
 def smp(
     model: Annotated[str, typer.Option(help="An SMP network.")] = "smp18",
     width: Annotated[
-        float | None, typer.Option(help="Random weights of this width instead of the shipped ones.")
+        float | None,
+        typer.Option(min=0.01, help="Random weights of this width instead of the shipped ones."),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="A rendered street scene by default.")] = None,
-    height: Annotated[int, typer.Option(help="Of the rendered scene.")] = 1024,
-    scene_width: Annotated[int, typer.Option(help="Of the rendered scene.")] = 2048,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    height: Annotated[int, typer.Option(min=32, help="Of the rendered scene.")] = 1024,
+    scene_width: Annotated[int, typer.Option(min=32, help="Of the rendered scene.")] = 2048,
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto: bf16 where the CPU computes it natively.")
+    ] = PrecisionChoice.fp32,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Times each is run, in turn; medians are shown.")] = 3,
     memory_budget: Annotated[str, typer.Option(help="Split-merge's.")] = "4GiB",
@@ -49,7 +52,10 @@ def smp(
     shared machines drift.
     """
     rows = [row for row in _ROWS if peers or row[1] in ("split_merge", "floor")]
-    pixels = read_image(image) if image else render_scene(0, height, scene_width)[0]
+    check_network(model, width)
+    chosen, budget = choose_precision(precision, "cpu"), parse_bytes(memory_budget)
+    with clear_errors():
+        pixels = read_image(image) if image else render_scene(0, height, scene_width)[0]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _ in rows}
     differing: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,9 +64,8 @@ def smp(
             for name, variant, extra in rows:
                 console.print(f"round {index + 1}/{rounds}: {name}", highlight=False)
                 request = {
-                    "variant": variant, "model": model, "width": width, "precision": precision,
-                    "threads": threads,
-                    "memory_budget": parse_bytes(memory_budget), "image": f"{folder}/image.npy",
+                    "variant": variant, "model": model, "width": width, "precision": chosen,
+                    "threads": threads, "memory_budget": budget, "image": f"{folder}/image.npy",
                     "labels": f"{folder}/{len(runs[name])}-{variant}.npy", **extra,
                 }  # fmt: skip
                 runs[name].append(_measure(request))
@@ -75,7 +80,7 @@ def smp(
     result = {name: _row(name, runs, differing) for name in runs}
     _show(
         result,
-        f"{model} {describe(width)}, {pixels.shape[1]}x{pixels.shape[0]}, {precision}, "
+        f"{model} {describe(width)}, {pixels.shape[1]}x{pixels.shape[0]}, {chosen}, "
         f"{threads} thread(s), {rounds} round(s)",
     )
     if json_out:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fullres.cluster import preprocess
 from fullres.cluster.storage import Storage
-from fullres.jobs.common import console, ray_cluster
+from fullres.jobs.common import clear_errors, console, ray_cluster
 from fullres.pipeline.datasets.cityscapes import SCENES
 from fullres.pipeline.images import write_bytes_atomically, write_png
 from fullres.pipeline.scenes import render_scene
@@ -27,9 +27,11 @@ _SCENES = 8  # different label maps; the others are these under other names
 
 
 def targets(
-    maps: Annotated[int, typer.Option(min=256, help="How many label maps.")] = 2048,
-    height: Annotated[int, typer.Option()] = 1024,
-    width: Annotated[int, typer.Option()] = 2048,
+    maps: Annotated[
+        int, typer.Option(min=512, help="How many label maps. With few, the workers' start is measured.")
+    ] = 2048,
+    height: Annotated[int, typer.Option(min=16)] = 1024,
+    width: Annotated[int, typer.Option(min=16)] = 2048,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the loop, and workers of the job.")] = 2,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
@@ -37,6 +39,9 @@ def targets(
     """PNG to 8x8 sampling tensors in Parquet, and PNG to arrays with OpenCV. Starting the processes is not
     counted: the job's rate is that of the last three quarters of the maps, when all its workers work."""
     runs: list[dict[str, float]] = []
+    if json_out:
+        with clear_errors():
+            check_writable(json_out)
     with tempfile.TemporaryDirectory() as name, ray_cluster(None, workers):
         root = Path(name) / "scenes"
         _make(root, maps, height, width)
@@ -49,7 +54,16 @@ def targets(
             runs.append({"loop": loop, **_job(frames, source, Storage(f"{name}/{index}"), workers)})
     _show(runs, f"{maps} label maps of {width}x{height}, {workers} processes, {rounds} round(s)")
     if json_out:
-        write_bytes_atomically(json_out, json.dumps(runs, indent=2).encode())
+        with clear_errors():
+            write_bytes_atomically(json_out, json.dumps(runs, indent=2).encode())
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError now where a file could not be written after long work. Its folder is made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _make(root: Path, maps: int, height: int, width: int) -> None:

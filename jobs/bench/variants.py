@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fullres.cluster.memory import peak_resident_bytes, resident_bytes, suit_allocator
 from fullres.jobs.bench.dilated import Dilated
-from fullres.jobs.common import shipped_weights
-from fullres.models.catalogue import build
+from fullres.jobs.common import fail, shipped_weights
+from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.smp import SMP
 from fullres.models.weights import load_network
 from fullres.ops.convolution import Convolution
@@ -28,6 +28,15 @@ from fullres.pipeline.plan import plan_image
 from fullres.pipeline.transforms import normalise
 
 Run = Callable[[np.ndarray], np.ndarray]
+
+
+def check_network(model: str, width: float | None) -> None:
+    """End the job where `network_of` has no such network."""
+    known = [name for name in CATALOGUE if name.startswith("smp")]
+    if model not in known:
+        fail(f"--model is '{model}': one of {', '.join(known)}")
+    if width is None and not shipped_weights(model).exists():
+        fail(f"--width: no weights come with {model}; say the width of random ones, e.g. 1")
 
 
 def network_of(model: str, width: float | None) -> SMP:

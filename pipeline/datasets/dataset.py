@@ -12,6 +12,7 @@ from fullres.pipeline.images import decode_labels, read_bytes
 
 Encoding = Mapping[int, int | None]
 _UNKNOWN = 254  # no trainId of any data set, nor its ignore_index
+MAX_CLASSES = _UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 
 from fullres.cluster import coordinator, workers
 from fullres.cluster.coordinator import Coordinator
+from fullres.cluster.status import Task
 from fullres.pipeline.engines import SplitMerge
-from fullres.pipeline.images import ImageError
+from fullres.pipeline.images import ImageError, write_png
 from tests.cluster.streams import (
     BUDGET,
     MIB,
@@ -144,6 +145,42 @@ def test_an_image_that_kills_whoever_takes_it_is_left_out(network, monkeypatch):
     assert_same_bytes(results, expected)
     assert list(status.failures) == ["01.png"]
     assert "2 workers died of it" in status.failures["01.png"]
+
+
+def test_a_worker_that_dies_while_loading_is_counted_and_replaced(network, monkeypatch, tmp_path):
+    class Frail(workers.Worker):
+        def load(self, engine):
+            if not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().load(engine)
+
+    monkeypatch.setattr(workers, "Worker", Frail)
+    images = images_of([(64, 96)])
+    results, status = once(network, options(1), images)
+    assert_same_bytes(results, in_process(network, images))
+    assert [w.restarts for w in status.workers] == [1]
+
+
+def test_results_that_cannot_be_written(network, tmp_path):
+    def write(task, image, result):
+        write_png(tmp_path / f"{task.stem}.png", result)
+
+    def stream(**more):
+        running = Coordinator(SplitMerge(network), options(1, **more))
+        try:
+            return running.run(tasks, lambda path: random_image(64, 96), write)
+        finally:
+            running.close()
+
+    tasks = [Task(Path(f"{i}.png"), Path(name)) for i, name in enumerate(("a", "b" * 253, "c"))]
+    status = stream()
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "c.png"]
+    assert list(status.failures) == ["1.png"]
+    assert "its results can't be written: [Errno 36] File name too long" in status.failures["1.png"]
+    assert (status.done, status.in_flight) == (2, 0)
+    with pytest.raises(ImageError, match=r"1\.png: its results can't be written"):
+        stream(strict=True)
 
 
 def test_unreadable_image_among_others(network, three):

@@ -117,3 +117,14 @@ def test_windows_that_keep_what_they_free():
 )
 def test_windows_of_many_networks(model, width, window, precision, kept):
     assert_windows_within(model, precision, kept, width, window)
+
+
+@pytest.mark.slow
+def test_merging_six_scales_of_a_large_image():
+    """What docs/predict.md says of 4096 x 4096 pixels, with workers of 512 MiB."""
+    scales = [0.5, 0.75, 1, 1.25, 1.5, 1.75]
+    told = told_by(
+        "peak_merging", {"size": [4096, 4096], "window": 713, "scales": scales, "budget": 512 * MIB}
+    )
+    assert told["windows"] == 648
+    assert told["peak"] <= 700 * MIB

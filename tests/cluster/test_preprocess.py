@@ -1,5 +1,6 @@
 """Targets over a Ray cluster of two nodes: what comes out is what one process computes, whatever happens."""
 
+import json
 import logging
 import os
 import random
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -80,6 +82,12 @@ def parts(out):
     return {path.name: path.read_bytes() for path in sorted(Path(out).glob("*.parquet"))}
 
 
+def failures_in(out):
+    """By file, the maps left out."""
+    metadata = {path.name: pq.read_metadata(path).metadata for path in Path(out).glob("*.parquet")}
+    return {name: json.loads(of_file[b"fullres"])["failures"] for name, of_file in metadata.items()}
+
+
 def rows_of(out, files=None):
     return pyarrow.dataset.dataset(str(out), filesystem=files).to_table().to_pylist()
 
@@ -118,6 +126,50 @@ def test_what_is_missing_is_done(undisturbed, root, tmp_path):
     assert again.before + again.done == 96
     assert 0 < again.done < 20
     assert parts(tmp_path / "out") == parts(undisturbed[0])
+
+
+def test_what_is_damaged_is_done_again(undisturbed, root, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    whole = parts(undisturbed[0])
+    spoilt = {name: data for name, data in whole.items() if len(data) > 2000}  # some are of no map
+    first, second, third, *_ = spoilt
+    (tmp_path / "out" / first).write_bytes(b"")
+    (tmp_path / "out" / second).write_bytes(spoilt[second][:-100])
+    (tmp_path / "out" / third).write_bytes(spoilt[third][:-500] + bytes(492) + spoilt[third][-8:])
+    again = run(root, tmp_path / "out")
+    assert 0 < again.done < 24
+    assert parts(tmp_path / "out") == whole
+
+
+def test_parameters_are_of_each_file(undisturbed, root, tmp_path):
+    """Also where somebody took away what they are for the folder."""
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    (tmp_path / "out/_targets.json").unlink()
+    assert run(root, tmp_path / "out", TargetSpec((2, 2))).done == 96
+
+
+@pytest.mark.parametrize("text", ["", '{"grid": [4, '])
+def test_damaged_settings_are_one_line(root, tmp_path, text):
+    (tmp_path / "_targets.json").write_text(text)
+    with pytest.raises(preprocess.TargetsError, match=rf"{tmp_path}: _targets.json is damaged .* remove it"):
+        run(root, tmp_path)
+    with pytest.raises(preprocess.TargetsError, match="damaged"):
+        preprocess.settings_of(Storage(str(tmp_path)))
+
+
+def test_what_workers_cannot_write_is_one_line(cluster, root, tmp_path, capfd):
+    (tmp_path / "part-00001.parquet").mkdir()
+    with pytest.raises(preprocess.TargetsError, match=rf"^{tmp_path}: .*part-00001.parquet") as caught:
+        run(root, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_relative_folder_is_the_drivers(cluster, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root").symlink_to(root)
+    assert run("root", "out", TargetSpec((2, 2))).failures == {}
+    assert len(rows_of(tmp_path / "out")) == 96
 
 
 def workers_at_work():
@@ -197,8 +249,14 @@ def test_bad_files_are_left_out_and_named(undisturbed, root, spoiled, tmp_path):
         assert re.search(reason, progress.failures[path]), progress.failures[path]
     assert preprocess.find(Storage(str(spoiled)), KNOWN, "all").problems == ["labels/0/004.png: no image"]
     assert len(rows_of(out)) == 91
-    with pytest.raises(preprocess.TargetsError, match="labels/"):
-        run(spoiled, tmp_path / "strict", strict=True)
+    before = parts(out)
+    for place in (out, tmp_path / "strict"):
+        with pytest.raises(preprocess.TargetsError, match="labels/"):
+            run(spoiled, place, strict=True)
+    wanting = {name for name, failed in failures_in(out).items() if failed}
+    assert len(wanting) >= 3
+    assert parts(out) == before
+    assert not wanting & parts(tmp_path / "strict").keys()
     # mended, it is as if nothing had been wrong
     shutil.rmtree(spoiled)
     shutil.copytree(root, spoiled)

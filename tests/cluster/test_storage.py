@@ -44,6 +44,16 @@ def test_what_is_written_is_listed_and_read(folder):
     assert pickle.loads(pickle.dumps(folder)).names() == folder.names()
 
 
+@pytest.mark.parametrize("at", [".", "some", "/"])
+def test_a_relative_folder_is_the_same_one_from_elsewhere(tmp_path, monkeypatch, at):
+    (tmp_path / "here/some").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    sent = pickle.dumps(folder := Storage(at))
+    monkeypatch.chdir(tmp_path)
+    assert folder.location == at  # as messages say it
+    assert pickle.loads(sent).path == folder.path
+
+
 def write_half(folder, name):
     with folder.create(name) as file:
         file.write(b"half")

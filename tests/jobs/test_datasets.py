@@ -11,10 +11,10 @@ from fullres.pipeline.datasets import DATASETS, dataset
 from fullres.pipeline.images import write_png
 
 
-def run(*arguments):
+def run(*arguments, columns=200):
     app = typer.Typer()
     app.command()(datasets)
-    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": str(columns)})
 
 
 def rows(output):
@@ -43,6 +43,11 @@ def test_lists_all():
         "pole, signsymbol, pedestrian, bicyclist",
     ]
     assert table["supervisely-person"] == ["2", "train, test", "largest square", ""]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_names_are_never_cut(columns):
+    assert set(DATASETS) < {row[0] for row in rows(run(columns=columns).stdout) if row}
 
 
 def test_lists_all_as_json():
@@ -148,6 +153,8 @@ def test_a_folder_of_images_and_label_maps(tmp_path):
         (["camvid", "--split", "val"], "--split is 'val': --root names the folder to check"),
         (["camvid", "--root", ".", "--split", "dev"], "--split is 'dev': camvid has train, val, test"),
         (["camvid", "--root", "nowhere"], "nowhere: no such folder"),
+        (["camvid", "--root", "[/x]"], "[/x]: no such folder"),
+        (["camvid", "--root", "s3://b/x"], "--root is 's3://b/x': only local folders are checked"),
         (["folder"], "--classes: say how many classes the folder's label maps have"),
         (
             ["camvid", "--classes", 3],

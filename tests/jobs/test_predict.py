@@ -286,6 +286,14 @@ def test_folder_of_other_settings(cluster, weights, scenes, tmp_path):
     assert files(out) == before
 
 
+def test_a_damaged_manifest_is_named(cluster, weights, scenes, tmp_path):
+    (tmp_path / "predict.json").write_text('{"model": ')
+    asked = (scenes / "grey.jpg", "--weights", weights, "--out", tmp_path, "--address", cluster.address)
+    result = predict(*asked)
+    assert result.exit_code == 2
+    assert f"error: {tmp_path}/predict.json is damaged" in result.stderr
+
+
 def refused(tmp_path, *arguments):
     """What standard error says of a command that must end before any work."""
     out = tmp_path / "out"
@@ -294,6 +302,36 @@ def refused(tmp_path, *arguments):
     assert not out.exists()
     assert not ray.is_initialized()
     return result.stderr
+
+
+def test_names_that_would_meet(tmp_path, weights, scenes):
+    folder = tmp_path / "images"
+    for name in ("a.png", "a_color.png"):
+        write_png(folder / name, render_scene(0, 32, 32)[0])
+    said = refused(tmp_path, folder, "--weights", weights, "--save", "color")
+    assert said == (
+        f"error: {folder}/a_color.png: its class ids would have the name of {folder}/a.png's color;"
+        " rename one\n"
+    )
+
+
+def test_results_among_the_images(cluster, tmp_path, weights):
+    """A folder of results in the folder of images is fine; the images' own folder is not."""
+    folder = tmp_path / "images"
+    write_png(folder / "a.png", render_scene(0, 32, 32)[0])
+    arguments = (folder, "--weights", weights, "--workers", 1, "--address", cluster.address, "--out")
+    result = predict(*arguments, folder)
+    assert result.exit_code == 2
+    assert f"--out is '{folder}': it holds images that are to be labelled ({folder}/a.png)" in result.stderr
+    assert predict(*arguments, folder / "labels").exit_code == 0
+    again = predict(*arguments, folder / "labels")
+    assert again.exit_code == 0, again.output
+    assert "0 images labelled in 0:00, 1 done before" in again.stdout
+
+
+@pytest.mark.parametrize("name", ["x[bold].png", "x[/].png", "[red]"])
+def test_a_name_in_brackets_is_said_as_it_is(tmp_path, weights, name):
+    assert name in refused(tmp_path, tmp_path / name, "--weights", weights)
 
 
 def test_unknown_model(tmp_path, weights, scenes):
@@ -357,7 +395,8 @@ def test_unreadable_sole_input(tmp_path, weights, data):
 def test_budget_too_small(cluster, tmp_path, weights, scenes):
     arguments = (scenes, "--weights", weights, "--address", cluster.address, "--workers", 1)
     said = refused(tmp_path, *arguments, "--memory-budget", "3MiB")
-    assert said.startswith("error: memory budget is 3 MiB: at least ")
+    assert said.startswith(f"error: {scenes}/")
+    assert ": memory budget is 3 MiB: at least " in said
     least = said.split("at least ")[1].split(" needed")[0]
     result = predict(*arguments, "--memory-budget", least, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -379,7 +418,7 @@ def test_bad_option_values(tmp_path, weights, scenes, option, value, expected):
     assert expected in " ".join(said.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "nonsense"])
 def test_address_of_no_cluster(tmp_path, weights, scenes, address):
     said = refused(tmp_path, scenes, "--weights", weights, "--address", address)
     assert said.startswith(f"error: --address: no Ray cluster at '{address}' (")

@@ -105,6 +105,22 @@ def test_attention_of_two_workers_is_that_of_one_process(tmp_path, scene, weight
     assert json.loads((tmp_path / "predict.json").read_text())["attention"] == ["car", "road"]
 
 
+def test_pooling_over_training_crops(tmp_path, scene, weights):
+    asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", tmp_path, "--workers", 1)
+    assert predict(scene, *asked, "--pool-crop", 64, "--save", "npy").exit_code == 0
+    whole, crops = network("spgnet18x2"), network("spgnet18x2")
+    crops.pool_over((64, 64))
+    image, plan = read_image(scene), plan_windows((130, 170), WindowSpec())
+    expected, other = (
+        predict_windows(WindowPredictor(n, torch.device("cpu"), "fp32"), plan, image, True)
+        for n in (crops, whole)
+    )
+    scores = np.load(tmp_path / "scene_scores.npy")
+    assert np.array_equal(scores, expected)
+    assert not np.allclose(scores, other)
+    assert json.loads((tmp_path / "predict.json").read_text())["pool_crop"] == 64
+
+
 def test_a_folder_is_not_continued_with_other_settings(tmp_path, scene, weights):
     asked = ("--model", "spgnet18x2", "--weights", weights["spgnet18x2"], "--out", tmp_path, "--workers", 1)
     assert predict(scene, *asked, "--attention", "car").exit_code == 0
@@ -136,9 +152,14 @@ def test_the_peak_of_a_worker_is_within_the_least_budget(tmp_path, scene, weight
     [
         (("--model", "spgnet18x2", "--attention", "car,boat"), "--attention: 'boat' is no class of camvid: "),
         (("--attention", "car"), "--attention: pspnet50 has no guided attention; SPGNets of two stages have"),
-        (("--window", 713), "--window is 713: at most 130, the shorter side of an image of 170x130"),
+        (
+            ("--window", 713),
+            "scene.png: --window is 713: at most 130, the shorter side of an image",
+        ),
         (("--scales", "0"), "--scales is '0': numbers above 0"),
         (("--scales", "1,x"), "--scales is '1,x': numbers above 0"),
+        (("--scales", ""), "--scales is '': numbers above 0, at most 16"),
+        (("--pool-crop", 64), "--pool-crop: pspnet50 has no pooling to change; SPGNets have"),
         (("--stride", 5), "--stride is 5: at most --window, which is not given"),
         (("--window", 64, "--stride", 65), "--stride is 65: at most --window, which is 64"),
     ],

@@ -40,6 +40,22 @@ def test_goes_on_where_it_was_stopped(rendered):
     assert there.stat().st_mtime_ns == written
 
 
+def test_scenes_of_another_size_are_not_taken_for_these(rendered):
+    result = run("--out", rendered, "--count", 1, "--first-seed", 5, "--height", 48, "--width", 96)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {rendered}/images/scene_000005.png: 48x80 pixels, not 48x96: remove it or change --out"
+    )
+    assert "scenes of" not in result.stdout
+
+
+def test_a_file_in_place_of_the_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    result = run("--out", tmp_path / "file", "--count", 1, "--height", 16, "--width", 16)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: [Errno 20] Not a directory: ")
+
+
 def test_a_size_too_small_is_one_clear_error(tmp_path):
     result = run("--out", tmp_path / "out", "--height", 15)
     assert result.exit_code == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,9 +44,11 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
-    result = targets(
-        "--dataset", "scenes", "--root", root, "--split", SPLIT, "--out", out, *GRID, "--distance"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fullres.jobs.targets._SPOKEN", 0)
+        result = targets(
+            "--dataset", "scenes", "--root", root, "--split", SPLIT, "--out", out, *GRID, "--distance"
+        )
     assert result.exit_code == 0, result.output
     return out, result
 
@@ -61,6 +64,12 @@ def test_the_last_line_and_the_summary_say_what_was_done(made):
     summary = json.loads((out / "_summary.json").read_text())
     assert (summary["maps"], summary["done"], summary["failures"]) == (COUNT, COUNT, {})
     assert sum(summary["by_node"].values()) == COUNT
+
+
+def test_a_log_has_lines_of_progress(made):
+    lines = [line for line in made[1].stderr.splitlines() if line.endswith(" left")]
+    assert len(lines) >= 4
+    assert re.fullmatch(r"label maps \d+/160  \d+/s  0 left out  0:00:\d\d left", lines[0])
 
 
 def test_three_lines_of_pyarrow_read_them(made, root):
@@ -81,6 +90,9 @@ def test_three_lines_of_pyarrow_read_them(made, root):
 def test_three_lines_of_pandas_read_them(made):
     table = pd.read_parquet(made[0])
     row = table[table.key == "007"].iloc[0]
+    phi = row.phi.reshape(4, 5, 2)
+    assert (phi[0, :, 0] == 0).all()
+    assert (phi[-1, :, 0] == 1).all()
     distance = np.reshape(row.distance["data"], row.distance["shape"])
     assert distance.shape == (row.height, row.width) == (151, 260)
 
@@ -95,6 +107,42 @@ def test_pictures_of_them(made, root, tmp_path):
     assert picture.shape == (152, 260, 3)
     assert (picture == 255).all(-1).any()
     assert targets(*arguments[:-1], "none").exit_code == 2
+
+
+@pytest.fixture
+def few(made, root, tmp_path):
+    """The targets, and some of their frames."""
+    for path in sorted(root.glob("*/00*.png")):
+        (tmp_path / "few" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "few" / path.relative_to(root)).write_bytes(path.read_bytes())
+    write_png(tmp_path / "few/labels/002.png", np.full((152, 260), 19, np.uint8))
+    write_png(tmp_path / "few/labels/003.png", np.zeros((9, 8), np.uint8))
+    (tmp_path / "none").mkdir()
+    settings = (made[0] / "_targets.json").read_text()
+    (tmp_path / "none/_targets.json").write_text(settings)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/_targets.json").write_text(settings)
+    (tmp_path / "damaged/part-00000.parquet").write_bytes(b"PAR1")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("out", "key", "message"),
+    [
+        (None, "077", "--root: {few}/few has no frame 077"),
+        (None, "002", "labels/002.png: label ids [19] don't belong to scenes"),
+        (None, "003", "labels/003.png: 8x9 pixels, but its targets are of a map of 260x150"),
+        ("none", "001", "{few}/none: no label maps here yet"),
+        ("damaged", "001", "part-00000.parquet"),
+    ],
+)
+def test_pictures_of_what_does_not_fit(made, few, out, key, message):
+    out = few / out if out else made[0]
+    result = targets("show", out, "--root", few / "few", "--pictures", few / "pictures", "--key", key)
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert message.format(few=few) in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_killed_driver_goes_on_where_it_was(made, root, tmp_path):
@@ -129,6 +177,12 @@ def test_a_killed_driver_goes_on_where_it_was(made, root, tmp_path):
         (["--grid", "1x8"], "--grid is '1x8': rows x columns, each at least 2"),
         (["--cpp", "4,x"], "--cpp is '4,x': whole numbers"),
         (["--cpp", "0"], "--cpp is '0': whole numbers"),
+        (["--cpp", "4,6"], "--cpp is '4,6': each scale must be a multiple of the one before, e.g. 4,8,16,32"),
+        (["--lambda", "inf"], "--lambda is inf: a finite number, 0 or more"),
+        (["--lambda", "nan"], "--lambda is nan: a finite number, 0 or more"),
+        (["--lambda", "-1"], "--lambda is -1.0: a finite number, 0 or more"),
+        (["--dataset", "folder", "--classes", "255"], "less than or equal to 254 "),
+        (["--root", "[/x]"], "[/x]: nothing of the split"),
         (["--target-classes", "pole,tree"], "'tree' is no class of scenes: road, sidewalk,"),
         (["--split", "none"], "--split is 'none': scenes has all"),
         (["--root", "nowhere"], "nowhere: nothing of the split"),
@@ -154,12 +208,17 @@ def test_faulty_maps_are_named_and_the_rest_is_done(root, tmp_path):
         (tmp_path / "root" / path.relative_to(root)).write_bytes(path.read_bytes())
     cv2.imwrite(str(tmp_path / "root/labels/003.png"), np.full((150, 260), 19, np.uint8))
     (tmp_path / "root/images/004.png").unlink()
-    asked = ["--dataset", "scenes", "--root", tmp_path / "root", "--split", SPLIT, *GRID]
+    (tmp_path / "root/images/[").mkdir()
+    (tmp_path / "root/images/[/x].png").write_bytes((root / "images/000.png").read_bytes())
+    asked = ["--dataset", "scenes", "--root", tmp_path / "root", "--target-classes", "pole,rider,pole", *GRID]
     result = targets(*asked, "--out", tmp_path / "out")
     assert result.exit_code == 1
     told = " ".join(result.stderr.split())
     assert "labels/003.png: label ids [19] don't belong to scenes" in told
     assert "labels/004.png: no image" in told
+    assert "images/[/x].png: no label map" in told
     assert "targets of 8 label maps" in result.stdout
-    assert "2 left out" in result.stdout
+    assert "3 left out" in result.stdout
+    settings = json.loads((tmp_path / "out/_targets.json").read_text())
+    assert settings["target_classes"] == ["pole", "rider"]
     assert targets(*asked, "--out", tmp_path / "strict", "--strict").exit_code == 2

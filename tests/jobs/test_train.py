@@ -26,7 +26,7 @@ def scenes(tmp_path_factory):
 def train(scenes, tmp_path):
     """Write a configuration, with some values replaced, and run it."""
 
-    def run(*options, out="run", model="smp18", more="", **changed):
+    def run(*options, out="run", model="smp18", more="", dataset="scenes", data="", **changed):
         values = {
             "steps": 4,
             "batch_size": 2,
@@ -38,7 +38,8 @@ def train(scenes, tmp_path):
         lines += ["[model]", f'name = "{model}"', "width = 0.125", more]
         lines += [
             "[data]",
-            'dataset = "scenes"',
+            f'dataset = "{dataset}"',
+            data,
             f'images = "{scenes}/images"',
             f'labels = "{scenes}/labels"',
         ]
@@ -57,6 +58,9 @@ def train(scenes, tmp_path):
         ("pspnet50", {"optimizer": "sgd"}),
         ("deeplabv3plus-mobilenet", {"more": 'auxiliary = "class_probability"'}),
         ("spgnet18x2", {"optimizer": "sgd", "precision": "bf16"}),
+        ("pspnet50", {"more": 'auxiliary = "none"'}),
+        ("pspnet50", {"more": "auxiliary_stages = [0, 1, 2, 3]"}),
+        ("spgnet50x2-d256", {}),
         ("unet", {}),
     ],
 )
@@ -94,6 +98,40 @@ def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, mon
     assert len(calls) == 3  # the third to the fifth: the checkpoint is of the second
     files = [tmp_path / out / "weights.safetensors" for out in ("undisturbed", "stopped")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_goes_on_without_the_files_it_started_from(train, tmp_path):
+    save_weights(build("unet", 5, 0.125), tmp_path / "five.safetensors", WeightsInfo("unet", 0.125, 5))
+    settings = {"model": "unet", "more": f'weights = "{tmp_path}/five.safetensors"'}
+    assert train("--drop-head", **settings).exit_code == 0
+    first = (tmp_path / "run/weights.safetensors").read_bytes()
+    (tmp_path / "run/weights.safetensors").unlink()
+    (tmp_path / "five.safetensors").unlink()
+    assert train(**settings).exit_code == 0
+    assert (tmp_path / "run/weights.safetensors").read_bytes() == first
+
+
+def test_a_folder_of_any_classes(train, tmp_path):
+    assert train(model="unet", dataset="folder", data="classes = 23").exit_code == 0
+    _, info = load_network("unet", tmp_path / "run/weights.safetensors")
+    assert (info.num_classes, info.dataset) == (23, "folder")
+
+
+def test_where_nothing_can_be_written_it_does_not_begin(train, tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    result = train(steps=10**6)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "run'" in result.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK"])
+def test_a_damaged_checkpoint_is_named(train, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoint.pt").write_bytes(content)
+    result = train()
+    assert result.exit_code == 2
+    assert "run/checkpoint.pt is no checkpoint of a training" in result.stderr
 
 
 def test_the_loss_falls(train, tmp_path):
@@ -135,8 +173,14 @@ def test_the_seed_and_nothing_else_decides(train, tmp_path):
         ),
         ({"crop": [16, 64]}, "crop is (16, 64): at least 32 x 32"),
         ({"schedule": "cosine"}, "schedule = 'cosine': Input should be 'constant' or 'poly'"),
-        ({"learnin_rate": 1}, "learnin_rate = 1: Extra inputs are not permitted"),
-        ({"model": "smp19"}, "name is 'smp19': one of smp18"),
+        ({"learnin_rate": 1}, "config.toml: learnin_rate: no such field; there are model, data, out, steps"),
+        ({"more": "with = 1"}, "config.toml: model.with: no such field; there are name, width"),
+        ({"seed": -1}, "seed = -1: Input should be greater than or equal to 0"),
+        ({"model": "smp19"}, "config.toml: model.name is 'smp19': one of smp18"),
+        ({"model": "unet", "phases": [1, 1, 1, 2]}, "phases are (1, 1, 1, 2): only an SMP splits, not unet"),
+        ({"loss_stride": 2}, "loss_stride is 2: only FCN32s and FCN8s have one, not smp18"),
+        ({"more": "auxiliary_stages = [1, 1]"}, "model.auxiliary_stages is [1, 1]: some of 0, 1, 2, 3"),
+        ({"dataset": "folder"}, "data.classes is None: needed with dataset 'folder', and with no other"),
         ({"more": 'backbone_weights = "no.pth"'}, "weights no.pth: no such file"),
         (
             {"more": 'weights = "a.pth"\nbackbone_weights = "b.pth"'},

@@ -131,10 +131,16 @@ def test_export_of_fcn():
     check_export(fcn)
 
 
-def test_every_depth_of_the_paper():
-    for depth in (50, 101, 152, 269):
-        with torch.device("meta"):
-            PSPNet(ResNet(depth, output_stride=8, deep_stem=True), 19)
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [(50, [3, 4, 6, 3]), (101, [3, 4, 23, 3]), (152, [3, 8, 36, 3]), (269, [3, 30, 48, 8])],
+)
+def test_every_depth_of_the_paper(depth, blocks):
+    """Sec. 5.2 compares these four; 269's blocks are those of its authors' model."""
+    with torch.device("meta"):
+        backbone = PSPNet(ResNet(depth, output_stride=8, deep_stem=True), 19).backbone
+    layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    assert [len(layer) for layer in layers] == blocks
 
 
 def test_spgnets_figures():

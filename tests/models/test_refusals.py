@@ -25,6 +25,11 @@ def calling(function):
     return Custom()
 
 
+def hooked(module):
+    module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
 MODULES = {
     "Upsample": lambda: nn.Upsample(scale_factor=2),
     "AdaptiveAvgPool2d": lambda: nn.AdaptiveAvgPool2d(1),
@@ -80,6 +85,9 @@ def test_a_function_is_named_together_with_the_module_that_calls_it(what):
             "kernel 3 with padding 1 and dilation 2 .* padding 2 would",
         ),
         (lambda: nn.MaxPool2d(3, 1), "kernel 3 with padding 0"),
+        (lambda: nn.MaxPool2d(2, 2, return_indices=True), "it returns indices"),
+        (lambda: torch.nn.utils.spectral_norm(conv(4, 4)), "it has forward hooks, which are not traced"),
+        (lambda: hooked(conv(4, 4)), "it has forward hooks, which are not traced"),
         (lambda: conv(4, 4, 1, 2, 1), "kernel 1 with padding 1 reads padding alone at the border"),
     ],
 )
@@ -123,6 +131,7 @@ def joins_strides(net, x):
         (two_inputs, "Stereo takes more than one input: right"),
         (lambda: calling(lambda x: x if x.sum() > 0 else -x), "Custom cannot be traced"),
         (lambda: calling(lambda x: {"out": F.relu(x)}), "must return a tensor or a tuple of tensors"),
+        (lambda: hooked(conv(3, 4)), "Conv2d has no full-resolution form: it has forward hooks"),
         (lambda: nn.Identity(), "Identity returns its input"),
         (tensor_constant, "get_attr scale has no full-resolution form: it reads no features"),
         (

@@ -208,6 +208,14 @@ def test_average_pooling_of_one_crop_is_global():
         assert not torch.allclose(windows(random(1, 3, 200, 128)), pooled(random(1, 3, 200, 128)))
 
 
+def test_a_built_network_can_pool_over_crops():
+    network, windows = trained(), trained(crop=(96, 96))
+    network.pool_over((96, 96))
+    image = random(1, 3, 200, 128)
+    with torch.no_grad():
+        assert network(image).equal(windows(image))
+
+
 def layers(encoder):
     return encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4
 

@@ -54,6 +54,79 @@ def test_at_multiples_of_the_stride_stands_the_networks_own_output(name):
     assert_equal(full, own[:, :, : full.shape[2], : full.shape[3]])
 
 
+# --- elementwise functions ---
+
+
+def in_place(x, change):
+    """Both names of a tensor that is overwritten."""
+    x = x + 0
+    other = x
+    x = change(x)
+    return x + other * 2
+
+
+def divided(x):
+    x /= 3
+    return x
+
+
+def subtracted(x):
+    x -= 0.5
+    return x
+
+
+ELEMENTWISE = {
+    "-x": lambda x, y: -x,
+    "torch.neg": lambda x, y: torch.neg(x),
+    "neg": lambda x, y: x.neg(),
+    "x / 2": lambda x, y: x / 2,
+    "2 / x": lambda x, y: 2 / (y + 2),
+    "x / y": lambda x, y: x / (y + 2),
+    "torch.div": lambda x, y: torch.div(x, y + 2, rounding_mode=None),
+    "div": lambda x, y: x.div(3),
+    "torch.clamp": lambda x, y: torch.clamp(x, -0.1, 0.2),
+    "clamp above": lambda x, y: torch.clamp(x, None, 0.1),
+    "clamp below": lambda x, y: x.clamp(min=0.1, max=None),
+    "clamp by features": lambda x, y: torch.clamp(x, max=y),
+    "relu_": lambda x, y: in_place(x, torch.relu_),
+    "F.relu_": lambda x, y: in_place(x, F.relu_),
+    "neg_": lambda x, y: in_place(x, lambda x: x.neg_()),
+    "clamp_": lambda x, y: in_place(x, lambda x: x.clamp_(max=0.1)),
+    "/=": lambda x, y: in_place(x, divided),
+    "-=": lambda x, y: in_place(x, subtracted),
+}
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+def test_elementwise_functions(function):
+    def call(net, image):
+        return net.c(ELEMENTWISE[function](net.a(image), torch.sigmoid(net.b(image))))
+
+    torch.manual_seed(0)
+    network = Net(call, a=conv(3, 4, 3, 2), b=conv(3, 4, 3, 2), c=conv(4, 2, 3, 2)).double()
+    image = picture(13, 18)
+    with torch.no_grad():
+        assert_equal(split_merge(network)(image), a_trous(network, image))
+
+
+def test_a_module_may_have_any_name():
+    def call(net, x):
+        return net.b(net.image(x)) + net.skip(x)
+
+    network = Net(call, image=conv(3, 4), b=conv(4, 2, 3, 2), skip=conv(3, 2, 1, 2)).double()
+    image = picture(13, 18)
+    with torch.no_grad():
+        assert_equal(split_merge(network)(image), a_trous(network, image))
+
+
+def test_parametrised_weights():
+    layer = nn.utils.parametrizations.spectral_norm(conv(3, 4, 3, 2))
+    network = nn.Sequential(layer, nn.utils.parametrizations.weight_norm(conv(4, 2))).double().eval()
+    image = picture(13, 18)
+    with torch.no_grad():
+        assert_equal(split_merge(network)(image), a_trous(network, image))
+
+
 def siblings_together(tree, image):
     """All nodes of each level as one batch. The image's size is a multiple of the tree's stride."""
     size = tuple(image.shape[-2:])

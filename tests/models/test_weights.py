@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -153,6 +156,14 @@ def test_file_of_something_else(tmp_path, suffix):
         read_state(path)
 
 
+@pytest.mark.parametrize("content", [b"hi", b"h\n", b"e", b"\x80\x02Q.", b"0", b"a", b"\xff" * 9, b"q\x01"])
+def test_short_files_of_something_else(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"weights .*w\.pth: not a torch checkpoint \(") as caught:
+        read_state(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
         read_state(tmp_path / "none.pth")
@@ -196,7 +207,17 @@ def test_a_backbone_does_not_load_from_a_whole_network(saved, network):
         load_backbone(network.backbone, saved)
 
 
-@pytest.mark.parametrize("metadata", ["{", '{"model": "smp18"}', '{"model": "smp18", "classes": 5}', "3"])
+def info(**other):
+    return json.dumps(vars(WeightsInfo("smp18", WIDTH, CLASSES)) | other)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "{", '{"model": "smp18"}', '{"model": "smp18", "classes": 5}', "3",
+        info(width=-1), info(width="a"), info(width=math.inf), info(num_classes=0), info(num_classes=2.5),
+    ],
+)  # fmt: skip
 def test_metadata_that_is_not_ours(network, tmp_path, metadata):
     save_file(dict(network.state_dict()), tmp_path / "w.safetensors", {"fullres": metadata})
     with pytest.raises(WeightsError, match=r"w\.safetensors: its metadata are not of this version"):

@@ -175,6 +175,15 @@ def test_other_files_are_no_labels_of_synthia():
         synthia.decode(encode(np.full((2, 2, 3), 300, np.uint16)), "x.png")
 
 
+def test_the_most_classes_of_a_folder():
+    every = np.arange(256, dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"label ids \[254\] don't belong to folder"):
+        folder(254).to_train_ids(every[None], "x.png")
+    for count in (0, 255):
+        with pytest.raises(ValueError, match=f"a folder of {count} classes: 1 to 254"):
+            folder(count)
+
+
 def test_a_folders_classes():
     known = folder(3)
     assert known.classes == ("class 0", "class 1", "class 2")

@@ -20,6 +20,7 @@ def folders(tmp_path):
         write_png(tmp_path / f"pred/{name}.png", prediction)
         write_png(tmp_path / f"pred/{name}_color.png", np.zeros((20, 30, 3), np.uint8))
         write_png(tmp_path / f"pred/{name}_overlay.png", np.zeros((20, 30, 3), np.uint8))
+        write_png(tmp_path / f"pred/{name}_attention_traffic_light.png", np.zeros((20, 30, 3), np.uint8))
         arrays[name] = prediction, label
     return tmp_path / "pred", tmp_path / "gt", arrays
 
@@ -46,6 +47,16 @@ def test_sums_the_frames(folders):
     assert plain["confusion"] == expected.tolist()
 
 
+def test_a_picture_is_one_of_an_image_that_is_there(tmp_path):
+    """Class ids of images that have such names are scored."""
+    for name in ("sky_color", "x_overlay", "map_attention_car"):
+        for folder in ("pred", "gt"):
+            write_png(tmp_path / f"{folder}/{name}.png", np.zeros((2, 2), np.uint8))
+        for picture in ("color", "attention_car"):
+            write_png(tmp_path / f"pred/{name}_{picture}.png", np.zeros((2, 2, 3), np.uint8))
+    assert evaluate(tmp_path / "pred", tmp_path / "gt", dataset("scenes")).images == 3
+
+
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes_names(tmp_path, kind):
     stored = {"labelIds": np.uint8([[7, 17, 0]]), "labelTrainIds": np.uint8([[0, 5, 255]])}
@@ -64,7 +75,8 @@ def test_cityscapes_names(tmp_path, kind):
 def test_files_without_counterpart_are_all_named(folders):
     pred, gt, _ = folders
     (gt / "a/2.png").unlink()
-    (pred / "b/1.png").unlink()
+    for path in (pred / "b").iterdir():
+        path.unlink()
     with pytest.raises(FilesError) as caught:
         evaluate(pred, gt, dataset("scenes"))
     assert caught.value.problems == [f"{pred}/a/2.png: no label", f"{gt}/b/1.png: no prediction"]

@@ -43,6 +43,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["x.npy"]
 
 
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / f"{'x' * 251}.png"
+    write_png(path, np.zeros((2, 3), np.uint8))
+    assert read_labels(path).shape == (2, 3)
+
+
 def test_write_bytes_atomically_replaces(tmp_path):
     for data in (b"old", b"new"):
         write_bytes_atomically(tmp_path / "x.json", data)

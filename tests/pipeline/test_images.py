@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fullres.pipeline.image_headers import oriented_size
 from fullres.pipeline.images import ImageError, image_size, read_image, read_labels
 
 DATA = Path(os.environ.get("FULLRES_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -124,6 +125,43 @@ def test_tiff_orientation(save, orientation, scale):
     path = save("x.tif", data[:4] + struct.pack("<I", len(data)) + data[8:] + directory)
     np.testing.assert_array_equal(read_image(path), ORIENT[orientation](RGB))
     assert image_size(path) == ORIENT[orientation](RGB).shape[:2]
+
+
+@pytest.mark.parametrize("quality", [80, 101], ids=["lossy", "lossless"])
+@pytest.mark.parametrize("flag", [8, 0], ids=["EXIF", "EXIF to be passed over"])
+def test_webp_orientation(save, quality, flag):
+    """The EXIF chunk lies behind the pixels; it counts where the header announces it."""
+    picture = encode(".webp", RGB, [cv2.IMWRITE_WEBP_QUALITY, quality])[12:]
+    extended = struct.pack("<4sIBxxxHBHB", b"VP8X", 10, flag, 59, 0, 39, 0)
+    content = b"WEBP" + extended + picture + struct.pack("<4sI", b"EXIF", len(exif(6))) + exif(6)
+    data = b"RIFF" + struct.pack("<I", len(content)) + content
+    path = save("x.webp", data)
+    assert image_size(path) == read_image(path).shape[:2] == ((60, 40) if flag else (40, 60))
+    assert oriented_size(data[:100]) == (None if flag else (40, 60))
+
+
+@pytest.mark.parametrize("flags", [[80], [101], None], ids=["lossy", "lossless", "extended"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (700, 2)])
+def test_webp_sizes(flags, size):
+    picture = np.zeros((*size, 3 if flags else 4), np.uint8)
+    picture[:1] = 9
+    quality = [cv2.IMWRITE_WEBP_QUALITY, *(flags or [80])]
+    data = cv2.imencode(".webp", picture, quality)[1].tobytes()
+    assert oriented_size(data) == oriented_size(data[:30]) == size
+    assert oriented_size(data[:20]) is None
+
+
+def test_bmp_sizes(save):
+    """Rows from the bottom as OpenCV writes them, from the top, and with OS/2's header."""
+    data = encode(".bmp", RGB)
+    for whole in (
+        data,
+        data[:22] + struct.pack("<i", -40) + data[26:],
+        b"BM" + struct.pack("<IIIIHHHH", 7226, 0, 26, 12, 60, 40, 1, 24) + bytes(7200),
+    ):
+        assert image_size(path := save("x.bmp", whole)) == read_image(path).shape[:2] == (40, 60)
+    assert oriented_size(data[:26]) == (40, 60)
+    assert oriented_size(data[:25]) is None
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -244,21 +282,36 @@ def test_other_files(save, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_more_pixels_than_opencv_decodes(save):
-    path = save("x.png", png(np.zeros((1, 1)), 0, 8))
-    data = path.read_bytes()
-    header = struct.pack(">II", 40_000, 50_000) + data[24:29]
-    path.write_bytes(data[:8] + chunk(b"IHDR", header) + data[33:])
+def png_saying(height, width):
+    """A PNG file of one pixel whose header says otherwise."""
+    data = png(np.zeros((1, 1)), 0, 8)
+    header = struct.pack(">II", width, height) + data[24:29]
+    return data[:8] + chunk(b"IHDR", header) + data[33:]
+
+
+def test_more_pixels_than_opencv_decodes(save, monkeypatch):
+    path = save("x.png", png_saying(50_000, 40_000))
+    for read in (read_image, image_size):
+        with pytest.raises(
+            ImageError, match=r"50000x40000 pixels are more than .* OPENCV_IO_MAX_IMAGE_PIXELS"
+        ):
+            read(path)
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**40))
     assert image_size(path) == (50_000, 40_000)
-    with pytest.raises(ImageError, match=r"50000x40000 pixels are more than .* OPENCV_IO_MAX_IMAGE_PIXELS"):
-        read_image(path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0)])
+def test_an_image_of_no_pixels(save, height, width):
+    path = save("x.png", png_saying(height, width))
+    with pytest.raises(ImageError, match=rf"x\.png: {height}x{width} pixels; its header is damaged"):
+        image_size(path)
 
 
 def test_size_needs_no_pixels(save):
-    for suffix in (".png", ".jpg"):
+    for suffix in (".png", ".jpg", ".bmp", ".webp"):
         assert image_size(save("x" + suffix, encode(suffix, RGB)[:-200])) == (40, 60)
-    with pytest.raises(ImageError, match="BMP file of 200 bytes"):
-        image_size(save("x.bmp", CUT["BMP"][:200]))
+    with pytest.raises(ImageError, match="TIFF file of 200 bytes"):
+        image_size(save("x.tif", CUT["TIFF"][:200]))
 
 
 def test_real_photos():

@@ -127,12 +127,31 @@ def test_sizes_are_compared_after_orientation(tmp_path, thumbnail):
     assert reason == f"{frames[1].labels}: 30x20 pixels, but its image {frames[1].image} has 20x30"
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".webp"])
+def test_sizes_are_compared_in_formats_without_a_common_header(tmp_path, suffix):
+    frames = frames_in(tmp_path, [np.zeros((30, 20), np.uint8), np.zeros((20, 30), np.uint8)])
+    for frame in frames:
+        frame.image.write_bytes(cv2.imencode(suffix, np.zeros((30, 20, 3), np.uint8))[1].tobytes())
+    report = write_targets(frames, read, io.BytesIO(), KNOWN, EVERYTHING, {})
+    assert report.done == 1
+    assert "30x20 pixels, but its image" in report.failures[str(frames[1].labels)]
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"", "empty file"), (b"no picture\n" * 200, "not an image")])
+def test_images_that_are_none_are_named(tmp_path, data, reason):
+    frames = frames_in(tmp_path, [np.zeros((4, 4), np.uint8)] * 2)
+    frames[1].image.write_bytes(data)
+    report = write_targets(frames, read, io.BytesIO(), KNOWN, EVERYTHING, {})
+    assert (report.done, report.failures) == (1, {str(frames[1].labels): f"{frames[1].image}: {reason}"})
+
+
 def test_strict_stops_at_the_first(tmp_path):
     frames = frames_in(tmp_path, [np.full((4, 4), value, np.uint8) for value in (1, 7, 8, 1)])
     report = write_targets(frames, read, io.BytesIO(), KNOWN, EVERYTHING, {}, strict=True)
     assert (report.done, len(report.failures)) == (1, 1)
 
 
-def test_other_files_are_no_targets(tmp_path):
+@pytest.mark.parametrize("data", [b"", b"PAR1" * 10, b"PAR1" + bytes(100) + b"\x40\0\0\0PAR1"])
+def test_other_files_are_no_targets(data):
     with pytest.raises(ValueError, match="not a file of fullres targets"):
-        read_metadata(io.BytesIO(b"PAR1" * 10))
+        read_metadata(io.BytesIO(data))
