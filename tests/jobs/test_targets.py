@@ -69,7 +69,7 @@ def test_the_last_line_and_the_summary_say_what_was_done(made):
 def test_a_log_has_lines_of_progress(made):
     lines = [line for line in made[1].stderr.splitlines() if line.endswith(" left")]
     assert len(lines) >= 4
-    assert re.fullmatch(r"label maps \d+/160  \d+/s  0 left out  0:00:\d\d left", lines[0])
+    assert re.fullmatch(r"label maps \d+/160  \d+/s  0 left out  \d:\d\d:\d\d left", lines[0])
 
 
 def test_three_lines_of_pyarrow_read_them(made, root):
