@@ -34,12 +34,14 @@ demo: setup
 	  --pred FCN32s-18=$(DEMO)/fcn32s18 --pred FCN8s-18=$(DEMO)/fcn8s18 --pred SMP-18=$(DEMO)/smp18 \
 	  --out $(DEMO)
 
-# Two processes, a file of tests each; torch takes one thread, or they would be in each other's way.
+# Two processes, a file of tests at a time, in the order of the rooms: those that start clusters come first.
+# torch takes one thread, or they would be in each other's way.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(TWO)
 
 # mypy can't follow an editable install whose folders are mapped to other names: it gets a tree of links.
 lint: setup

@@ -34,8 +34,9 @@ def targets(*arguments):
 def root(tmp_path_factory):
     """Three street scenes as `fullres scenes` lays them out, many times."""
     root = tmp_path_factory.mktemp("scenes")
+    scenes = [render_scene(i, 150 + i, 260) for i in range(3)]
     for index in range(COUNT):
-        image, labels = render_scene(index % 3, 150 + index % 3, 260)
+        image, labels = scenes[index % 3]
         write_png(root / f"images/{index:03}.png", image)
         write_png(root / f"labels/{index:03}.png", labels)
     return root
