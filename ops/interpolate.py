@@ -32,6 +32,9 @@ from torch import Tensor
 # Of the in-circle determinant over the squared diagonals: below it, four points are on one circle.
 _COCIRCULAR = 1e-9
 
+# Pixels whose scores `interpolate_tensor_labels` holds at a time.
+_AT_ONCE = 1 << 17
+
 _jit = njit(cache=True, error_model="numpy")  # numpy's: no test for zero at every division
 
 
@@ -90,13 +93,32 @@ def interpolate_tensor(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> Te
     return torch.stack(images).permute(0, 3, 1, 2)
 
 
+def interpolate_tensor_labels(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> Tensor:
+    """`interpolate_tensor(...).argmax(1)` on the same device, as (N, H, W) uint8; at most 256 classes.
+
+    Scores of the pixels are never stored: they are computed and compared some rows' worth at a time.
+    """
+    images = []
+    for image, grid in zip(scores.detach(), phi.detach(), strict=True):
+        chunks = zip(*(part.split(_AT_ONCE) for part in _weighted(image, grid, size)), strict=True)
+        labels = [_blend(image, *chunk).argmax(1).to(torch.uint8) for chunk in chunks]
+        images.append(torch.cat(labels).view(size))
+    return torch.stack(images)
+
+
 def _interpolate_one(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> Tensor:
+    return _blend(scores, *_weighted(scores, phi, size)).view(*size, -1)
+
+
+def _weighted(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     _check(scores, phi)
-    points, weights = _locate(*_triangles(torch, phi.double(), size), size)
-    pixels = F.embedding_bag(
-        points, scores.flatten(1).T.contiguous(), per_sample_weights=weights.to(scores), mode="sum"
-    )
-    return pixels.view(*size, -1)
+    return _locate(*_triangles(torch, phi.double(), size), size)
+
+
+def _blend(scores: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """C x h x w scores at pixels with these points and weights (`_locate`): pixels x C."""
+    table = scores.flatten(1).T.contiguous()
+    return F.embedding_bag(points, table, per_sample_weights=weights.to(scores), mode="sum")
 
 
 def _check(scores: Any, phi: Any) -> None:

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import Delaunay
 
-from fullres.ops.interpolate import interpolate_labels, interpolate_scores, interpolate_tensor
+from fullres.ops.interpolate import (
+    interpolate_labels,
+    interpolate_scores,
+    interpolate_tensor,
+    interpolate_tensor_labels,
+)
 from fullres.ops.sampling_solve import uniform_tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -160,6 +165,18 @@ def test_tensors_are_interpolated_alike(device, phi, size, seed):
     assert result.dtype == torch.float32
     expected = [interpolate_scores(*pair, size) for pair in zip(scores, phis, strict=True)]
     np.testing.assert_allclose(result.cpu(), np.stack(expected), rtol=0, atol=1e-5)
+    given_to = (torch.from_numpy(scores).to(device), torch.from_numpy(phis).to(device))
+    assert interpolate_tensor_labels(*given_to, size).equal(result.argmax(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_labels_of_an_image_larger_than_is_held_at_once(device):
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(size=(1, 5, 8, 8)).astype(np.float32)).to(device)
+    phi = torch.from_numpy(scattered(rng, 8, 8, 1))[None].to(device)
+    labels = interpolate_tensor_labels(scores, phi, (509, 701))
+    assert labels.dtype == torch.uint8
+    assert labels.equal(interpolate_tensor(scores, phi, (509, 701)).argmax(1).to(torch.uint8))
 
 
 @pytest.mark.parametrize("device", DEVICES)
