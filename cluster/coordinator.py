@@ -81,7 +81,6 @@ class Coordinator:
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
         self.pings: dict[Any, WorkerState] = {}
         self.restarting: deque[tuple[float, WorkerState]] = deque()
-        self.lost: set[str] = set()  # workers that died and are not back yet
         self.polled = time.monotonic()
         self.names = (f"w{i}" for i in count())
         for _ in range(options.workers or max(1, places(options.device))):
@@ -263,8 +262,8 @@ class Coordinator:
 
     def _count_loss(self, worker: WorkerState) -> None:
         """Once until it is back, however often it is asked meanwhile."""
-        worker.restarts += worker.name not in self.lost
-        self.lost.add(worker.name)
+        worker.restarts += not worker.lost
+        worker.lost = True
 
     def _abandon(self, work: _Work, reason: str) -> None:
         """A grain cannot be computed: its image is left out."""
@@ -289,7 +288,7 @@ class Coordinator:
         try:
             worker.info = ray.get(reference)
             worker.started = worker.started or time.monotonic()
-            self.lost.discard(worker.name)
+            worker.lost = False
         except ActorUnavailableError:  # died while loading, or is being restarted: then it answers so at once
             self._count_loss(worker)
             self.restarting.append((time.monotonic() + _RESTART_POLL, worker))

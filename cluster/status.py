@@ -40,6 +40,7 @@ class WorkerState:
     busy: float = 0.0
     grains: int = 0
     restarts: int = 0
+    lost: bool = False  # died, and not back yet
     peak_bytes: int = 0
     held: dict[Any, Any] = field(default_factory=dict)  # the work of each reference, oldest first
 

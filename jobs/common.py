@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,8 +77,21 @@ def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
 
 def fail(message: object) -> NoReturn:
     """One clear line on standard error, exit status 2."""
-    console.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+    complain("error", message)
     raise typer.Exit(2)
+
+
+def complain(kind: str, message: object) -> None:
+    """One line on standard error, `kind: message`. Brackets in a user's names are no markup."""
+    console.print(f"[red]{kind}:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError now where a file could not be written after long work. Its folder is made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, not a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fullres.jobs.common import clear_errors, console, known_dataset
 from fullres.pipeline.datasets import DATASETS
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.evaluate import Evaluation
 from fullres.pipeline.evaluate import evaluate as score_folders
 from fullres.pipeline.images import write_bytes_atomically
@@ -23,7 +24,7 @@ def evaluate(
         str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}, or folder.")
     ],
     classes: Annotated[
-        int | None, typer.Option(min=1, max=254, help="How many classes a folder's label maps have.")
+        int | None, typer.Option(min=1, max=MAX_CLASSES, help="How many classes a folder's label maps have.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores and confusion matrix here.")

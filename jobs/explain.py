@@ -7,7 +7,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from fullres.jobs.common import clear_errors, console, fail, load
+from fullres.jobs.common import clear_errors, complain, console, fail, load
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.explain import Explainer, LayerError
 from fullres.pipeline.images import ImageError, list_images, naming, read_image, write_png
@@ -45,27 +45,35 @@ def explain(
             explainer = Explainer(network, layer, "cuda" if torch.cuda.is_available() else "cpu")
         except LayerError as error:
             fail(f"--layer: {error}")
-        failures: dict[Path, str] = {}
-        absent = dict.fromkeys(ids, 0)
-        with Progress(console=console, transient=True) as bar:
-            for path, stem in bar.track(found, description="images"):
-                try:
-                    image = read_image(path)
-                except ImageError as error:
-                    failures[path] = str(error)
-                    continue
-                for name, evidence in zip(ids, explainer.explain(image, list(ids.values())), strict=True):
-                    ending = name.replace(" ", "_")
-                    write_png(out / stem.parent / f"{stem.name}_{ending}.png", heat(image, evidence.map))
-                    absent[name] += not evidence.pixels
+        failures, absent = _write_pictures(explainer, found, ids, out)
     for path, reason in failures.items():
-        console.print(f"[red]failed:[/] {naming(path, reason)}", soft_wrap=True, highlight=False)
+        complain("failed", naming(path, reason))
     shown = len(found) - len(failures)
     for name, count in absent.items():
         if count:
             console.print(f"no pixel is labelled {name} in {count} of {shown} images: their maps are empty")
     print(f"{shown} of {len(found)} images, {len(ids)} classes, layer {explainer.layer}; pictures in {out}")
     raise typer.Exit(1 if failures else 0)
+
+
+def _write_pictures(
+    explainer: Explainer, images: list[tuple[Path, Path]], ids: dict[str, int], out: Path
+) -> tuple[dict[Path, str], dict[str, int]]:
+    """Which images could not be read, and why; in how many images no pixel has each class."""
+    failures: dict[Path, str] = {}
+    absent = dict.fromkeys(ids, 0)
+    with Progress(console=console, transient=True) as bar:
+        for path, stem in bar.track(images, description="images"):
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                failures[path] = str(error)
+                continue
+            for name, evidence in zip(ids, explainer.explain(image, list(ids.values())), strict=True):
+                ending = name.replace(" ", "_")
+                write_png(out / stem.parent / f"{stem.name}_{ending}.png", heat(image, evidence.map))
+                absent[name] += not evidence.pixels
+    return failures, absent
 
 
 def _class_ids(text: str, known: Dataset) -> dict[str, int]:

@@ -196,11 +196,13 @@ def _engine(model: str, network: Any, spec: WindowSpec | None, attention: tuple[
 
 def _to_label(images: list[str], out: Path) -> list[Task]:
     """All images but the results of an earlier run. Ends the job where `out` holds images that are none."""
-    found = [Task(path, stem) for path, stem in list_images(images)]
-    inside = [task for task in found if task.path.resolve().is_relative_to(out.resolve())]
+    results = out.resolve()
+    inside: list[Task] = []
+    rest: list[Task] = []
+    for path, stem in list_images(images):
+        (inside if path.resolve().is_relative_to(results) else rest).append(Task(path, stem))
     if inside and not (out / MANIFEST).exists():
         fail(f"--out is '{out}': it holds images that are to be labelled ({inside[0].path}); give another")
-    rest = [task for task in found if task not in inside]
     if not rest:
         fail(f"--out is '{out}': all images are in it; give another")
     return rest

@@ -4,11 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from fullres.cluster.status import Status
-from fullres.jobs.common import console
+from fullres.jobs.common import complain
 from fullres.pipeline.images import naming
 
 
@@ -87,11 +86,7 @@ def summarise(status: Status, settings: dict[str, Any], skipped: int) -> dict[st
 def say(status: Status, summary: dict[str, Any], out: Path) -> None:
     """The images left out, and the last line."""
     for path, reason in status.failures.items():
-        console.print(
-            f"[red]failed:[/] {escape(naming(path, reason))}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        complain("failed", naming(path, reason))
     done, failed, before = (summary["images"][k] for k in ("done", "failed", "already_done"))
     parts = [f"{done} image{'s' * (done != 1)} labelled in {_duration(status.elapsed)}"]
     if before:

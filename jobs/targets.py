@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow.dataset
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fullres.cluster import preprocess
@@ -24,6 +23,7 @@ from fullres.jobs.common import (
     AddressOption,
     check_split,
     clear_errors,
+    complain,
     console,
     fail,
     known_dataset,
@@ -126,7 +126,7 @@ def targets(
         target.write(preprocess.SUMMARY, json.dumps(summary, indent=2).encode())
     left_out = [*(naming(*failure) for failure in done.failures.items()), *found.problems]
     for reason in left_out:
-        console.print(f"[red]left out:[/] {escape(reason)}", soft_wrap=True, highlight=False)
+        complain("left out", reason)
     print(_line(done, len(left_out), out))
     raise typer.Exit(1 if left_out else 0)
 

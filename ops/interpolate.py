@@ -101,13 +101,15 @@ def interpolate_tensor_labels(scores: Tensor, phi: Tensor, size: tuple[int, int]
     images = []
     for image, grid in zip(scores.detach(), phi.detach(), strict=True):
         chunks = zip(*(part.split(_AT_ONCE) for part in _weighted(image, grid, size)), strict=True)
-        labels = [_blend(image, *chunk).argmax(1).to(torch.uint8) for chunk in chunks]
+        table = _table(image)
+        labels = [_blend(table, *chunk).argmax(1).to(torch.uint8) for chunk in chunks]
         images.append(torch.cat(labels).view(size))
     return torch.stack(images)
 
 
 def _interpolate_one(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> Tensor:
-    return _blend(scores, *_weighted(scores, phi, size)).view(*size, -1)
+    weighted = _weighted(scores, phi, size)
+    return _blend(_table(scores), *weighted).view(*size, -1)
 
 
 def _weighted(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -115,10 +117,14 @@ def _weighted(scores: Tensor, phi: Tensor, size: tuple[int, int]) -> tuple[Tenso
     return _locate(*_triangles(torch, phi.double(), size), size)
 
 
-def _blend(scores: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """C x h x w scores at pixels with these points and weights (`_locate`): pixels x C."""
-    table = scores.flatten(1).T.contiguous()
-    return F.embedding_bag(points, table, per_sample_weights=weights.to(scores), mode="sum")
+def _table(scores: Tensor) -> Tensor:
+    """(h * w, C) of C x h x w scores, those of one point side by side."""
+    return scores.flatten(1).T.contiguous()
+
+
+def _blend(table: Tensor, points: Tensor, weights: Tensor) -> Tensor:
+    """Scores of a `_table` at pixels with these points and weights (`_locate`): pixels x C."""
+    return F.embedding_bag(points, table, per_sample_weights=weights.to(table), mode="sum")
 
 
 def _check(scores: Any, phi: Any) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import pair_with_labels
 from fullres.pipeline.images import atomic, list_images, read_image
@@ -32,7 +33,7 @@ class DataConfig(Section):
     which has as many `classes` as are given, 0 and upwards, and 255 for none."""
 
     dataset: str
-    classes: int | None = Field(default=None, ge=2, le=254)
+    classes: int | None = Field(default=None, ge=2, le=MAX_CLASSES)
     images: Path
     labels: Path
     in_memory: bool = False  # decode every image once and keep it
@@ -77,8 +78,7 @@ class TrainingConfig(Section):
             raise ValueError(f"phases are {self.phases}: 1 to 16 of the first, 1 to 4 of each other split")
         if any(side < 32 for side in self.crop):
             raise ValueError(f"crop is {self.crop}: at least 32 x 32, one element of the last features")
-        smp = self.model.name.startswith("smp")
-        if self.phases != (1, 1, 1, 1) and not smp:
+        if self.phases != (1, 1, 1, 1) and not self.model.name.startswith("smp"):
             raise ValueError(f"phases are {self.phases}: only an SMP splits, not {self.model.name}")
         if self.loss_stride != 1 and not self.model.name.startswith("fcn"):
             raise ValueError(
@@ -143,13 +143,13 @@ def fit(
     samples = Samples(config.data, known)
     torch.manual_seed(config.seed)
     checkpoint = config.out / "checkpoint.pt"
-    start = config.model
-    if checkpoint.exists():  # it has all weights: the files of the start may be gone
+    resumed, start = checkpoint.exists(), config.model
+    if resumed:  # it has all weights: the files of the start may be gone
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     network = starting_network(start, len(known.classes), drop_head)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(config, network)
-    first = _resume(checkpoint, config, network, optimizer) if checkpoint.exists() else 0
+    first = _resume(checkpoint, config, network, optimizer) if resumed else 0
     config.out.mkdir(parents=True, exist_ok=True)  # or it would fail at the first checkpoint
     bf16 = config.precision == "bf16"
     losses = []

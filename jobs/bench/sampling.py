@@ -29,8 +29,7 @@ from scipy.ndimage import distance_transform_edt, uniform_filter
 from scipy.sparse.linalg import spsolve
 
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
-from fullres.jobs.bench.targets import check_writable
-from fullres.jobs.common import clear_errors, console, fail
+from fullres.jobs.common import check_writable, clear_errors, console, fail
 from fullres.ops.boundary import boundary_map
 from fullres.ops.class_probability import class_probability_pyramid
 from fullres.ops.interpolate import interpolate_labels

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fullres.cluster import preprocess
 from fullres.cluster.storage import Storage
-from fullres.jobs.common import clear_errors, console, ray_cluster
+from fullres.jobs.common import check_writable, clear_errors, console, ray_cluster
 from fullres.pipeline.datasets.cityscapes import SCENES
 from fullres.pipeline.images import write_bytes_atomically, write_png
 from fullres.pipeline.scenes import render_scene
@@ -56,14 +56,6 @@ def targets(
     if json_out:
         with clear_errors():
             write_bytes_atomically(json_out, json.dumps(runs, indent=2).encode())
-
-
-def check_writable(path: Path) -> None:
-    """Raise OSError now where a file could not be written after long work. Its folder is made."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, not a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def _make(root: Path, maps: int, height: int, width: int) -> None:
