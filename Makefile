@@ -43,14 +43,15 @@ test: setup
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(TWO)
 
-# mypy can't follow an editable install whose folders are mapped to other names: it gets a tree of links.
+# mypy and the import linter cannot follow folders installed under other names: they get a tree of links.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .typing/fullres
 	for room in $(ROOMS); do ln -sfn ../../$$room .typing/fullres/$$room; done
+	for file in __init__.py py.typed; do ln -sfn ../../fullres/$$file .typing/fullres/$$file; done
 	MYPYPATH=.typing $(BIN)/mypy -p fullres
-	$(BIN)/lint-imports
+	cd .typing && ../$(BIN)/lint-imports --config ../pyproject.toml
 
 bench: setup
 	$(BIN)/fullres bench smp

@@ -22,13 +22,13 @@ import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from fullres.cluster.memory import release_store
-from fullres.cluster.status import Options, Status, Task, WorkerState
+from fullres.cluster.stream import Options, Status, Task, WorkerState
 from fullres.cluster.workers import Done, WorkerRestarted, places, start_worker
-from fullres.models.trace import Pair
-from fullres.pipeline.engines import Engine, Merger, Resources
-from fullres.pipeline.images import ImageError, naming
-from fullres.pipeline.schedule import BudgetError
-from fullres.pipeline.windows import WindowError
+from fullres.models.full_resolution.trace import Pair
+from fullres.pipeline.data.images import ImageError, naming
+from fullres.pipeline.predict.engines import Engine, Merger, Resources
+from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.predict.windows import WindowError
 
 # Two: one runs while the next one's image is on its way.
 _HELD = 2

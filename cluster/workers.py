@@ -18,8 +18,8 @@ from fullres.cluster.memory import (
     resident_bytes,
     suit_allocator,
 )
-from fullres.pipeline.engines import Engine
-from fullres.pipeline.schedule import Precision
+from fullres.pipeline.predict.engines import Engine
+from fullres.pipeline.predict.schedule import Precision
 
 Device = Literal["cpu", "cuda"]
 

@@ -19,18 +19,18 @@ from rich.markup import escape
 from torch import nn
 
 from fullres.cluster.coordinator import WorkersLost
-from fullres.cluster.preprocess import TargetsError
+from fullres.cluster.targets import TargetsError
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.trace import UnsupportedModule
+from fullres.models.full_resolution.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
+from fullres.pipeline.data.images import ImageError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import FilesError
-from fullres.pipeline.execute import native_precision
-from fullres.pipeline.images import ImageError
-from fullres.pipeline.outputs import OutputsError
-from fullres.pipeline.schedule import BudgetError, Precision
-from fullres.pipeline.windows import WindowError
+from fullres.pipeline.predict.execute import native_precision
+from fullres.pipeline.predict.outputs import OutputsError
+from fullres.pipeline.predict.schedule import BudgetError, Precision
+from fullres.pipeline.predict.windows import WindowError
 
 console = Console(stderr=True)
 

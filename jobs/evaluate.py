@@ -10,11 +10,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fullres.jobs.common import clear_errors, console, known_dataset
+from fullres.pipeline.data.images import write_bytes_atomically
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
-from fullres.pipeline.evaluate import Evaluation
-from fullres.pipeline.evaluate import evaluate as score_folders
-from fullres.pipeline.images import write_bytes_atomically
+from fullres.pipeline.review.evaluate import Evaluation
+from fullres.pipeline.review.evaluate import evaluate as score_folders
 
 
 def evaluate(

@@ -8,10 +8,10 @@ import typer
 from rich.progress import Progress
 
 from fullres.jobs.common import clear_errors, complain, console, fail, load
+from fullres.pipeline.data.images import ImageError, list_images, naming, read_image, write_png
+from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.explain import Explainer, LayerError
-from fullres.pipeline.images import ImageError, list_images, naming, read_image, write_png
-from fullres.pipeline.pictures import heat
+from fullres.pipeline.review.explain import Explainer, LayerError
 
 
 def explain(

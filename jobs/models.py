@@ -14,7 +14,7 @@ from fullres.jobs.common import console, fail
 from fullres.models.catalogue import CATALOGUE, Entry, build, parameter_count
 from fullres.models.count import count_macs
 from fullres.models.smp import SMP
-from fullres.pipeline.engines import Resources, SplitMerge
+from fullres.pipeline.predict.engines import Resources, SplitMerge
 
 
 def models(

@@ -24,13 +24,13 @@ from fullres.jobs.common import (
     shipped_weights,
 )
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.split_merge import FullResolution
+from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.weights import load_network
 from fullres.ops.pooling import lattice_length
-from fullres.pipeline.describe import LevelSummary, bytes_moved, describe
-from fullres.pipeline.execute import tree_of
-from fullres.pipeline.images import image_size, write_bytes_atomically
-from fullres.pipeline.plan import Plan, plan_image
+from fullres.pipeline.data.images import image_size, write_bytes_atomically
+from fullres.pipeline.predict.describe import LevelSummary, bytes_moved, describe
+from fullres.pipeline.predict.execute import tree_of
+from fullres.pipeline.predict.plan import Plan, plan_image
 
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 

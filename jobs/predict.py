@@ -13,7 +13,7 @@ import typer
 from rich.live import Live
 
 from fullres.cluster.coordinator import Coordinator, Write
-from fullres.cluster.status import Options, Status, Task
+from fullres.cluster.stream import Options, Status, Task
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
     AddressOption,
@@ -30,9 +30,7 @@ from fullres.jobs.common import (
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import CATALOGUE, parameter_count
 from fullres.models.spgnet import SPGNet, has_attention
-from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.engines import Engine, Resources, SplitMerge, Windows
-from fullres.pipeline.images import (
+from fullres.pipeline.data.images import (
     ImageError,
     image_size,
     list_images,
@@ -40,9 +38,11 @@ from fullres.pipeline.images import (
     read_image,
     write_bytes_atomically,
 )
-from fullres.pipeline.outputs import MANIFEST, claim_folder, is_done, write_outputs
-from fullres.pipeline.schedule import BudgetError
-from fullres.pipeline.windows import Guided, WindowError, WindowSpec
+from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.predict.engines import Engine, Resources, SplitMerge, Windows
+from fullres.pipeline.predict.outputs import MANIFEST, claim_folder, is_done, write_outputs
+from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.predict.windows import Guided, WindowError, WindowSpec
 
 
 class SaveKind(enum.StrEnum):

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
-from fullres.cluster.status import Status
+from fullres.cluster.stream import Status
 from fullres.jobs.common import complain
-from fullres.pipeline.images import naming
+from fullres.pipeline.data.images import naming
 
 
 def display(status: Status) -> Table:

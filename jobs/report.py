@@ -11,8 +11,8 @@ from rich.table import Table
 
 from fullres.jobs.common import clear_errors, console, fail
 from fullres.pipeline.datasets import DATASETS, dataset
-from fullres.pipeline.evaluate import Evaluation
-from fullres.pipeline.report import Prediction, write_report
+from fullres.pipeline.review.evaluate import Evaluation
+from fullres.pipeline.review.report import Prediction, write_report
 
 
 def report(

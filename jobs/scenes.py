@@ -11,7 +11,7 @@ import typer
 from rich.progress import track
 
 from fullres.jobs.common import clear_errors, console
-from fullres.pipeline.images import ImageError, image_size, write_png
+from fullres.pipeline.data.images import ImageError, image_size, write_png
 from fullres.pipeline.scenes import render_scene
 
 

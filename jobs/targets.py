@@ -17,8 +17,7 @@ import pyarrow.dataset
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fullres.cluster import preprocess
-from fullres.cluster.storage import Storage
+from fullres.cluster import targets as cluster_targets
 from fullres.jobs.common import (
     AddressOption,
     check_split,
@@ -31,12 +30,13 @@ from fullres.jobs.common import (
     ray_cluster,
 )
 from fullres.ops.boundary import boundary_map
-from fullres.pipeline import target_pictures
+from fullres.pipeline.data.images import decode_image, naming, write_png
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.layout import Frame
-from fullres.pipeline.images import decode_image, naming, write_png
-from fullres.pipeline.targets import TargetSpec, class_ids
+from fullres.pipeline.targets import pictures
+from fullres.pipeline.targets.compute import TargetSpec, class_ids
 
 app = typer.Typer(help="Training targets for a whole data set, in Parquet.", invoke_without_command=True)
 
@@ -112,18 +112,18 @@ def targets(
     count = parse_workers(workers)
     with clear_errors():
         source, target = Storage(root), Storage(out)
-        found = preprocess.find(source, known, split)
+        found = cluster_targets.find(source, known, split)
         with ray_cluster(address, count), _bar() as bar:
             show = _show_on(bar, len(found.frames))
             begun = time.monotonic()
             if strict and found.problems:
                 fail(found.problems[0])
-            done = preprocess.run(found.frames, source, target, known, split, spec, count, strict, show)
+            done = cluster_targets.run(found.frames, source, target, known, split, spec, count, strict, show)
         summary = {
             **asdict(done), "without_counterpart": found.problems,
             "total_seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
-        target.write(preprocess.SUMMARY, json.dumps(summary, indent=2).encode())
+        target.write(cluster_targets.SUMMARY, json.dumps(summary, indent=2).encode())
     left_out = [*(naming(*failure) for failure in done.failures.items()), *found.problems]
     for reason in left_out:
         complain("left out", reason)
@@ -145,10 +145,10 @@ def show(
     probabilities."""
     with clear_errors():
         source, target = Storage(root), Storage(out)
-        settings = preprocess.settings_of(target)
+        settings = cluster_targets.settings_of(target)
         is_folder = settings["dataset"] == "folder"
         known = known_dataset(settings["dataset"], len(settings["classes"]) if is_folder else None)
-        frames = {frame.key: frame for frame in preprocess.find(source, known, settings["split"]).frames}
+        frames = {frame.key: frame for frame in cluster_targets.find(source, known, settings["split"]).frames}
         try:
             for row in _rows(target, key, count):
                 if row["key"] not in frames:
@@ -192,15 +192,13 @@ def _pictures(
 ) -> dict[str, Any]:
     boundary = boundary_map(labels, known.ignore_index, class_ids(known, settings["target_classes"]))
     made = {
-        "boundary": target_pictures.boundary_picture(labels, boundary, known.palette),
-        "grid": target_pictures.grid_picture(
-            image, np.array(row["phi"], np.float32).reshape(*settings["grid"], 2)
-        ),
+        "boundary": pictures.boundary_picture(labels, boundary, known.palette),
+        "grid": pictures.grid_picture(image, np.array(row["phi"], np.float32).reshape(*settings["grid"], 2)),
     }
     if "distance" in row:
-        made["distance"] = target_pictures.distance_picture(_array(row["distance"]))
+        made["distance"] = pictures.distance_picture(_array(row["distance"]))
     for scale in settings["cpp"]:
-        made[f"cpp_{scale}"] = target_pictures.probability_picture(_array(row[f"cpp_{scale}"]), known.classes)
+        made[f"cpp_{scale}"] = pictures.probability_picture(_array(row[f"cpp_{scale}"]), known.classes)
     return made
 
 
@@ -245,12 +243,12 @@ def _bar() -> Progress:
     )  # fmt: skip
 
 
-def _show_on(bar: Progress, maps: int) -> Callable[[preprocess.Progress], None]:
+def _show_on(bar: Progress, maps: int) -> Callable[[cluster_targets.Progress], None]:
     """Shows progress on the bar, and in lines now and then where nobody sees it: the log of a job."""
     task = bar.add_task("label maps", total=maps, failed=0, rate="")
     spoken = 0.0
 
-    def show(done: preprocess.Progress) -> None:
+    def show(done: cluster_targets.Progress) -> None:
         nonlocal spoken
         here, failed = done.done + len(done.failures), len(done.failures)
         ended = done.before + here
@@ -265,7 +263,7 @@ def _show_on(bar: Progress, maps: int) -> Callable[[preprocess.Progress], None]:
     return show
 
 
-def _line(done: preprocess.Progress, left_out: int, out: str) -> str:
+def _line(done: cluster_targets.Progress, left_out: int, out: str) -> str:
     parts = [f"targets of {done.done} label map{'s' * (done.done != 1)} in {done.seconds:.0f} s"]
     if done.before:
         parts.append(f"{done.before} done before")

@@ -17,8 +17,8 @@ from rich.progress import (
 )
 
 from fullres.jobs.common import USER_ERRORS, console, fail
-from fullres.pipeline.start import ModelConfig
-from fullres.pipeline.training import DataConfig, StepReport, TrainingConfig, fit
+from fullres.pipeline.train.loop import DataConfig, StepReport, TrainingConfig, fit
+from fullres.pipeline.train.network import ModelConfig
 
 
 def read_config(path: Path) -> TrainingConfig:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_output
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.parts import conv_bn, conv_bn_relu, resize
-from fullres.models.resnet import ResNet
 
 KEY_BINS = (1, 3, 6, 8)
 

@@ -8,21 +8,21 @@ from typing import Any
 from torch import nn
 
 from fullres.models.ann import ANN
+from fullres.models.backbones.hrnet import HRNet, HRNetV2
+from fullres.models.backbones.mobilenet import MobileNetV2
+from fullres.models.backbones.resnet import ResNet
+from fullres.models.backbones.xception import Xception
 from fullres.models.ccnet import CCNet
 from fullres.models.deeplab import DeepLabV3Plus
 from fullres.models.dmnet import DMNet
 from fullres.models.fcn import FCN8s, FCN32s
-from fullres.models.hrnet import HRNet, HRNetV2
-from fullres.models.mobilenet import MobileNetV2
 from fullres.models.ocrnet import OCRNet
 from fullres.models.pspnet import DilatedFCN, PSPNet
-from fullres.models.resnet import ResNet
 from fullres.models.seethrough import SeeThroughNet
 from fullres.models.smp import SMP, subsampling_resnet
 from fullres.models.spgnet import SPGNet
 from fullres.models.unet import UNet
 from fullres.models.upernet import UPerNet
-from fullres.models.xception import Xception
 
 Network = SMP | FCN32s | FCN8s
 

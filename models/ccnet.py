@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_output
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.parts import conv_bn_relu, resize
-from fullres.models.resnet import ResNet
 
 
 class CrissCrossAttention(nn.Module):

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_output
-from fullres.models.mobilenet import MobileNetV2
+from fullres.models.backbones.mobilenet import MobileNetV2
+from fullres.models.backbones.resnet import ResNet
+from fullres.models.backbones.xception import Xception
 from fullres.models.parts import conv_bn_relu, resize
-from fullres.models.resnet import ResNet
-from fullres.models.xception import Xception
 
 LOW_LEVEL = 48
 

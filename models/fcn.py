@@ -13,8 +13,8 @@ Interpolation is with align_corners=False, the field's default.
 
 from torch import Tensor, nn
 
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.parts import resize
-from fullres.models.resnet import ResNet
 
 
 def combine(scores: tuple[Tensor, ...]) -> Tensor:

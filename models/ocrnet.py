@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads
-from fullres.models.hrnet import HRNet
+from fullres.models.backbones.hrnet import HRNet
 from fullres.models.parts import concatenate, resize
 
 

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_output
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.parts import conv_bn_relu, resize
 from fullres.models.pyramid import PyramidPooling
-from fullres.models.resnet import ResNet
 
 
 def _head(in_channels: int, channels: int, num_classes: int) -> nn.Sequential:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fullres.models.hrnet import HRNet
+from fullres.models.backbones.hrnet import HRNet
 from fullres.models.ocrnet import ObjectContext, gather_regions
 from fullres.models.parts import concatenate, conv_bn_relu, resize
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fullres.models.resnet import ResNet
-from fullres.models.split_merge import FullResolution, Piece, split_merge
+from fullres.models.backbones.resnet import ResNet
+from fullres.models.full_resolution.split_merge import FullResolution, Piece, split_merge
 
 
 class _Strided(nn.Module):

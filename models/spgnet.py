@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullres.models.backbones.resnet import Bottleneck, ResNet, residual_layer
 from fullres.models.parts import conv_bn, conv_bn_relu, kaiming, resize
-from fullres.models.resnet import Bottleneck, ResNet, residual_layer
 
 _STRIDE = 32  # of the encoder's last feature
 

@@ -14,9 +14,9 @@ segmentation.
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, TrainingOutput, training_output
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.parts import concatenate, conv_bn_relu, resize
 from fullres.models.pyramid import PyramidPooling
-from fullres.models.resnet import ResNet
 
 
 class UPerNet(nn.Module):

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fullres.models.backbones.hrnet import HRNet
+from fullres.models.backbones.mobilenet import MobileNetV2
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.hrnet import HRNet
-from fullres.models.mobilenet import MobileNetV2
-from fullres.models.resnet import ResNet
 
 # What published checkpoints hold beside the features, by prefix of the key.
 NOT_FEATURES: dict[type[nn.Module], tuple[str, ...]] = {

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import build
+from fullres.models.full_resolution.split_merge import FullResolution, split_merge
 from fullres.models.smp import SMP
-from fullres.models.split_merge import FullResolution, split_merge
-from fullres.pipeline.transforms import normalise
-from tests.models.dilated import dilated
+from fullres.pipeline.data.transforms import normalise
+from tests.models.full_resolution.dilated import dilated
 
 CLASSES = 5
 

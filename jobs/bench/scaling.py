@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import ENVIRONMENT, suit_allocator
-from fullres.cluster.status import Options, Status, Task
+from fullres.cluster.stream import Options, Status, Task
 from fullres.jobs.bench.variants import check_network, describe, network_of
 from fullres.jobs.common import (
     AddressOption,
@@ -32,10 +32,10 @@ from fullres.jobs.common import (
     parse_bytes,
     ray_cluster,
 )
+from fullres.pipeline.data.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.engines import Resources, SplitMerge
-from fullres.pipeline.images import read_image, write_bytes_atomically, write_png
-from fullres.pipeline.outputs import write_outputs
+from fullres.pipeline.predict.engines import Resources, SplitMerge
+from fullres.pipeline.predict.outputs import write_outputs
 from fullres.pipeline.scenes import render_scene
 
 

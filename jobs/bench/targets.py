@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fullres.cluster import preprocess
-from fullres.cluster.storage import Storage
+from fullres.cluster import targets as cluster_targets
 from fullres.jobs.common import check_writable, clear_errors, console, ray_cluster
+from fullres.pipeline.data.images import write_bytes_atomically, write_png
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.cityscapes import SCENES
-from fullres.pipeline.images import write_bytes_atomically, write_png
 from fullres.pipeline.scenes import render_scene
-from fullres.pipeline.targets import TargetSpec
+from fullres.pipeline.targets.compute import TargetSpec
 
 _SCENES = 8  # different label maps; the others are these under other names
 
@@ -46,7 +46,7 @@ def targets(
         root = Path(name) / "scenes"
         _make(root, maps, height, width)
         source = Storage(str(root))
-        frames = preprocess.find(source, SCENES, "all").frames
+        frames = cluster_targets.find(source, SCENES, "all").frames
         paths = [root / frame.labels for frame in frames]
         for index in range(rounds):
             console.print(f"round {index + 1}/{rounds}", highlight=False)
@@ -84,11 +84,11 @@ def _decode(paths: list[Path]) -> float:
 def _job(frames: list[Any], source: Storage, out: Storage, workers: int) -> dict[str, float]:
     seen: list[tuple[int, float, int]] = []  # maps done, seconds, resident bytes of a worker
 
-    def report(progress: preprocess.Progress) -> None:
+    def report(progress: cluster_targets.Progress) -> None:
         if progress.done:
             seen.append((progress.done, progress.seconds, progress.resident_bytes))
 
-    preprocess.run(frames, source, out, SCENES, "all", TargetSpec(), workers, report=report)
+    cluster_targets.run(frames, source, out, SCENES, "all", TargetSpec(), workers, report=report)
     (first, begin, _), (last, end, _) = next(s for s in seen if s[0] >= len(frames) / 4), seen[-1]
     quarter = max(1, len(seen) // 4)
     return {

@@ -23,9 +23,9 @@ from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.smp import SMP
 from fullres.models.weights import load_network
 from fullres.ops.convolution import Convolution
-from fullres.pipeline.execute import DTYPES, Predictor, predict_image
-from fullres.pipeline.plan import plan_image
-from fullres.pipeline.transforms import normalise
+from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.predict.execute import DTYPES, Predictor, predict_image
+from fullres.pipeline.predict.plan import plan_image
 
 Run = Callable[[np.ndarray], np.ndarray]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fullres.pipeline.data.images import ImageError, read_image
 from fullres.pipeline.datasets.dataset import Dataset
 from fullres.pipeline.datasets.layout import Found, Frame
-from fullres.pipeline.images import ImageError, read_image
 
 
 @dataclass(frozen=True)

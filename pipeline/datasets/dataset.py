@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fullres.ops.relabel import pair_table, relabel
-from fullres.pipeline.images import decode_labels, read_bytes
+from fullres.pipeline.data.images import decode_labels, read_bytes
 
 Encoding = Mapping[int, int | None]
 _UNKNOWN = 254  # no trainId of any data set, nor its ignore_index

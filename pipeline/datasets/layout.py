@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zlib import crc32
 
+from fullres.pipeline.data.images import SUFFIXES
 from fullres.pipeline.datasets.dataset import Dataset, Split
 from fullres.pipeline.datasets.pairs import LABEL_SUFFIXES, FilesError
-from fullres.pipeline.images import SUFFIXES
 
 
 @dataclass(frozen=True)

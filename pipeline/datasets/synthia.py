@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fullres.pipeline.data.images import ImageError
 from fullres.pipeline.datasets import cityscapes
 from fullres.pipeline.datasets.dataset import Dataset, Encoding, Split
-from fullres.pipeline.images import ImageError
 
 _TABLE = (  # id 1 first; void is 0. Colours as published: two of them are equal
     ("sky", (70, 130, 180)),

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from fullres.cluster.memory import suit_allocator
-from fullres.pipeline.execute import Predictor, tile_window
-from fullres.pipeline.plan import Grain, Plan, plan_image
+from fullres.pipeline.predict.execute import Predictor, tile_window
+from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from tests.networks import narrow
 
 

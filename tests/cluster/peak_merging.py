@@ -9,8 +9,8 @@ import sys
 import numpy as np
 
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
-from fullres.pipeline.window_memory import WindowCosts
-from fullres.pipeline.windows import Merger, WindowSpec, plan_windows
+from fullres.pipeline.predict.window_memory import WindowCosts
+from fullres.pipeline.predict.windows import Merger, WindowSpec, plan_windows
 from tests.networks import narrow
 
 CLASSES = 19

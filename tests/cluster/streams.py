@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fullres.cluster.coordinator import Coordinator
-from fullres.cluster.status import Options, Status, Task
-from fullres.pipeline.execute import Predictor, predict_image
-from fullres.pipeline.plan import plan_image
+from fullres.cluster.stream import Options, Status, Task
+from fullres.pipeline.predict.execute import Predictor, predict_image
+from fullres.pipeline.predict.plan import plan_image
 from tests.networks import random_image
 
 MIB = 1 << 20

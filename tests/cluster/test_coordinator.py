@@ -11,9 +11,9 @@ import torch
 
 from fullres.cluster import coordinator, workers
 from fullres.cluster.coordinator import Coordinator
-from fullres.cluster.status import Task
-from fullres.pipeline.engines import SplitMerge
-from fullres.pipeline.images import ImageError, write_png
+from fullres.cluster.stream import Task
+from fullres.pipeline.data.images import ImageError, write_png
+from fullres.pipeline.predict.engines import SplitMerge
 from tests.cluster.streams import (
     BUDGET,
     MIB,
@@ -26,7 +26,7 @@ from tests.cluster.streams import (
     run,
 )
 from tests.networks import narrow, random_image
-from tests.pipeline.budgets import least_said
+from tests.pipeline.predict.budgets import least_said
 
 torch.set_num_threads(1)
 

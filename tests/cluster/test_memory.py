@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullres.cluster.memory import ENVIRONMENT
-from fullres.pipeline.schedule import RESERVE, USABLE
+from fullres.pipeline.predict.schedule import RESERVE, USABLE
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from fullres.cluster.coordinator import Coordinator
-from fullres.pipeline.engines import SplitMerge
+from fullres.pipeline.predict.engines import SplitMerge
 from tests.cluster.streams import MIB, assert_same_bytes, images_of, in_process, options, run
 from tests.networks import narrow
 

@@ -10,8 +10,8 @@ import torch
 
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, release_store, resident_bytes
-from fullres.pipeline.engines import Windows
-from fullres.pipeline.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
+from fullres.pipeline.predict.engines import Windows
+from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 from tests.cluster.streams import MIB, Killer, assert_same_bytes, images_of, options, run
 from tests.networks import narrow
 

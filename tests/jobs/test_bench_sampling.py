@@ -1,17 +1,16 @@
 import importlib
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.images import write_png
+from fullres.pipeline.data.images import write_png
+from tests.shared import DATA
 
 module = importlib.import_module("fullres.jobs.bench.sampling")  # the package's name for it is the command
-CAMVID = Path(os.environ.get("FULLRES_DATA", Path(__file__).parents[2] / "../shared/data")) / "camvid"
+CAMVID = DATA / "camvid"
 
 # Mean IoU in percent at 32, 64 and 128 points a side, as measured with another implementation.
 MEASURED = {

@@ -7,8 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from fullres.jobs.datasets import datasets
+from fullres.pipeline.data.images import write_png
 from fullres.pipeline.datasets import DATASETS, dataset
-from fullres.pipeline.images import write_png
 
 
 def run(*arguments, columns=200):

@@ -6,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from fullres.jobs.evaluate import evaluate
-from fullres.pipeline.images import write_png
+from fullres.pipeline.data.images import write_png
 
 
 @pytest.fixture

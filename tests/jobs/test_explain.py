@@ -7,10 +7,10 @@ from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.models.weights import WeightsInfo, save_weights
+from fullres.pipeline.data.images import read_image, write_png
+from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.explain import Explainer
-from fullres.pipeline.images import read_image, write_png
-from fullres.pipeline.pictures import heat
+from fullres.pipeline.review.explain import Explainer
 from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
 

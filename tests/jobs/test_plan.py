@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, save_weights
-from fullres.pipeline.images import write_png
-from fullres.pipeline.plan import Plan
+from fullres.pipeline.data.images import write_png
+from fullres.pipeline.predict.plan import Plan
 
 
 def run(*arguments):

@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.models.weights import WeightsInfo, load_network, save_weights
+from fullres.pipeline.data.images import read_image, read_labels, write_png
+from fullres.pipeline.data.pictures import colour, overlay
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.execute import Predictor, predict_image
-from fullres.pipeline.images import read_image, read_labels, write_png
-from fullres.pipeline.pictures import colour, overlay
-from fullres.pipeline.plan import plan_image
+from fullres.pipeline.predict.execute import Predictor, predict_image
+from fullres.pipeline.predict.plan import plan_image
 from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.shared import DATA
 
 torch.set_num_threads(1)
 
-DATA = Path(os.environ.get("FULLRES_DATA", Path(__file__).parents[2] / "../shared/data"))
 CAMVID = dataset("camvid")
 
 
@@ -154,7 +154,7 @@ def same_on_1_2_and_3_workers(cluster, images, weights, tmp_path, *more):
 def test_camvid_frames_on_1_2_and_3_workers(cluster, weights, tmp_path):
     frames = sorted((DATA / "camvid" / "val").glob("*.jpg"))[:2]
     if not frames:
-        pytest.skip(f"no CamVid at {DATA}; FULLRES_DATA names the folder that holds camvid/")
+        pytest.skip(f"no CamVid at {DATA}; see tests/shared.py")
     written = same_on_1_2_and_3_workers(cluster, frames, weights, tmp_path, "--save", "color")
     assert len(written) == 2 * 2 + 1
 
@@ -163,7 +163,7 @@ def test_camvid_frames_on_1_2_and_3_workers(cluster, weights, tmp_path):
 def test_the_photo_on_1_2_and_3_workers(cluster, weights, tmp_path):
     photo = DATA / "street" / "nyc.jpg"
     if not photo.is_file():
-        pytest.skip(f"no photo at {photo}; FULLRES_DATA names the folder that holds street/")
+        pytest.skip(f"no photo at {photo}; see tests/shared.py")
     same_on_1_2_and_3_workers(cluster, [photo], weights, tmp_path)
     assert read_labels(tmp_path / "1" / "nyc.png").shape == (1080, 1920)
 

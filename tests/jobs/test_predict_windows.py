@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, save_weights
+from fullres.pipeline.data.images import read_image, read_labels, write_png
+from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.images import read_image, read_labels, write_png
-from fullres.pipeline.pictures import heat
+from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 from fullres.pipeline.scenes import render_scene
-from fullres.pipeline.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 
 torch.set_num_threads(1)
 

@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.images import write_png
+from fullres.pipeline.data.images import write_png
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.images import read_image, read_labels
+from fullres.pipeline.data.images import read_image, read_labels
 from fullres.pipeline.scenes import render_scene
 
 

@@ -17,10 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
+from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.images import read_image, write_png
 from fullres.pipeline.scenes import render_scene
-from fullres.pipeline.targets import TargetSpec, targets_of
+from fullres.pipeline.targets.compute import TargetSpec, targets_of
 
 COUNT = 160  # five files
 GRID = ("--grid", "4x5", "--lambda", 0.5, "--cpp", "8,4")

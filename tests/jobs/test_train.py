@@ -4,12 +4,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import build
-from fullres.models.resnet import ResNet
 from fullres.models.weights import WeightsInfo, load_network, save_weights
-from fullres.pipeline import training
-from fullres.pipeline.images import write_png
+from fullres.pipeline.data.images import write_png
 from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
 def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, settings):
     settings = {"schedule": "poly", "steps": 5} | settings
     assert train(out="undisturbed", **settings).exit_code == 0
-    loss, calls = training.segmentation_loss, []
+    loss, calls = loop.segmentation_loss, []
 
     def stop_in_the_fourth_step(*arguments):
         calls.append(None)
@@ -90,7 +90,7 @@ def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, mon
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(training, "segmentation_loss", stop_in_the_fourth_step)
+    monkeypatch.setattr(loop, "segmentation_loss", stop_in_the_fourth_step)
     assert train(out="stopped", **settings).exit_code != 0
     assert not (tmp_path / "stopped/weights.safetensors").exists()
     calls.clear()
@@ -138,8 +138,8 @@ def test_the_loss_falls(train, tmp_path):
     def trained(steps):
         losses = []
         with pytest.MonkeyPatch.context() as patch:
-            loss = training.segmentation_loss
-            patch.setattr(training, "segmentation_loss", lambda *a: losses.append(loss(*a)) or losses[-1])
+            loss = loop.segmentation_loss
+            patch.setattr(loop, "segmentation_loss", lambda *a: losses.append(loss(*a)) or losses[-1])
             assert train(steps=steps, phases=[1, 1, 4, 4]).exit_code == 0
         return [float(value.detach()) for value in losses]
 

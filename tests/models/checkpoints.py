@@ -1,20 +1,16 @@
 """Checkpoints as published: from lists of keys and shapes, kept beside the repository, or of a network."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("FULLRES_CHECKPOINTS", ROOT / ".." / "shared" / "checkpoints"))
+from tests.shared import CHECKPOINTS
 
 
 def random_state(name, seed=0):
     """A state dict of random tensors with the keys and shapes of a list. Skips where there is none."""
-    path = FOLDER / f"{name}.tsv"
+    path = CHECKPOINTS / f"{name}.tsv"
     if not path.is_file():
-        pytest.skip(f"no list of keys {path.name}: set FULLRES_CHECKPOINTS to their folder")
+        pytest.skip(f"no list of keys {path.name}: see tests/shared.py")
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for line in path.read_text().splitlines():

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from fullres.models.resnet import Bottleneck, ResNet, residual_layer
+from fullres.models.backbones.resnet import Bottleneck, ResNet, residual_layer
 
 
 def resnet50(output_stride=8):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from fullres.models.ann import AFNB, ANN, APNB
 from fullres.models.auxiliary import AuxiliaryHeads
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import parameter_count
-from fullres.models.resnet import ResNet
 from tests.models.base import as_if_trained, check_export, check_network, image, settled
 from tests.models.mmsegmentation import resnet50
 

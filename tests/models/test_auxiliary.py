@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fullres.models.auxiliary import AuxiliaryHeads, enlarge
-from fullres.models.hrnet import HRNet
+from fullres.models.backbones.hrnet import HRNet
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.ocrnet import OCRNet
 from fullres.models.pspnet import PSPNet
-from fullres.models.resnet import ResNet
 from fullres.ops.class_probability import class_probability
 from fullres.ops.losses import auxiliary_objective, class_probability_objective
 from tests.models.base import image, settled

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from fullres.models import catalogue
+from fullres.models.backbones.mobilenet import MobileNetV2
+from fullres.models.backbones.resnet import ResNet
+from fullres.models.backbones.xception import Xception
 from fullres.models.count import count_macs
-from fullres.models.mobilenet import MobileNetV2
-from fullres.models.resnet import ResNet
-from fullres.models.split_merge import split_merge
-from fullres.models.xception import Xception
+from fullres.models.full_resolution.split_merge import split_merge
 
 torch.set_num_threads(1)
 

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from fullres.models.auxiliary import AuxiliaryHeads
+from fullres.models.backbones.mobilenet import MobileNetV2
+from fullres.models.backbones.resnet import ResNet
+from fullres.models.backbones.xception import Xception
 from fullres.models.catalogue import parameter_count
 from fullres.models.count import count_macs
 from fullres.models.deeplab import ASPP, DeepLabV3Plus
-from fullres.models.mobilenet import MobileNetV2
-from fullres.models.resnet import ResNet
-from fullres.models.xception import Xception
 from tests.models.base import as_if_trained, check_export, check_network, image, settled
 from tests.models.mmsegmentation import resnet50
 

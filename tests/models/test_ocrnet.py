@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from fullres.models.auxiliary import AuxiliaryHeads
+from fullres.models.backbones.hrnet import HRNet
 from fullres.models.catalogue import parameter_count
-from fullres.models.hrnet import HRNet
 from fullres.models.ocrnet import OCRNet, gather_regions
 from tests.models.base import check_export, check_network, image, settled
 

@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fullres.models.auxiliary import AuxiliaryHeads, enlarge
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import parameter_count
 from fullres.models.count import count_macs
 from fullres.models.pspnet import DilatedFCN, PSPNet
 from fullres.models.pyramid import PyramidPooling
-from fullres.models.resnet import ResNet
 from fullres.models.weights import start_from
 from tests.models.base import check_export, check_network, image, settled
 from tests.models.checkpoints import random_state

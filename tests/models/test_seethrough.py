@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fullres.models.backbones.hrnet import HRNet
 from fullres.models.catalogue import parameter_count
-from fullres.models.hrnet import HRNet
 from fullres.models.ocrnet import gather_regions
 from fullres.models.seethrough import HEAD_SCALES, SeeThroughNet, attention_head, mix
 from fullres.ops.class_probability import class_probability_pyramid

@@ -9,8 +9,8 @@ from torch import nn
 from fullres.models.catalogue import build, parameter_count
 from fullres.models.smp import SMP, subsampling_resnet
 from fullres.ops.pooling import phases_of, split
-from tests.models.dilated import dilated
-from tests.models.dilated import split as split_to_the_letter
+from tests.models.full_resolution.dilated import dilated
+from tests.models.full_resolution.dilated import split as split_to_the_letter
 
 torch.set_num_threads(1)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import parameter_count
 from fullres.models.count import count_macs
-from fullres.models.resnet import ResNet
 from fullres.models.spgnet import (
     SPG,
     Decoder,

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from fullres.models.auxiliary import AuxiliaryHeads
+from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import parameter_count
-from fullres.models.resnet import ResNet
 from fullres.models.upernet import UPerNet
 from tests.models.base import check_export, check_network, image, settled
 from tests.models.mmsegmentation import resnet50

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +7,8 @@ from scipy.ndimage import distance_transform_edt
 
 from fullres.ops.boundary import boundary_map
 from fullres.ops.nearest import grid_lines, nearest_at_grid, nearest_boundary
+from tests.shared import DATA
 
-DATA = Path(os.environ.get("FULLRES_DATA", Path(__file__).parents[2] / "../shared/data"))
 IGNORE = 255
 METRICS = st.sampled_from(["pixels", "unit"])
 TARGETS = st.none() | st.lists(st.sampled_from([0, 1, 2, 7]), max_size=2)
@@ -133,7 +130,7 @@ def test_what_is_not_possible_is_named():
 def check_camvid(step):
     files = sorted((DATA / "camvid").glob("*annot/*.png"))
     if not files:
-        pytest.skip(f"no CamVid at {DATA}; FULLRES_DATA names the folder that holds camvid/")
+        pytest.skip(f"no CamVid at {DATA}; see tests/shared.py")
     assert len(files) == 468
     for file in files[::step]:
         labels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +7,8 @@ from scipy.optimize import lsq_linear
 
 from fullres.ops.nearest import nearest_at_grid
 from fullres.ops.sampling_solve import SparseSolver, fold_overs, sampling_tensor, solve, uniform_tensor
+from tests.shared import DATA
 
-DATA = Path(os.environ.get("FULLRES_DATA", Path(__file__).parents[2] / "../shared/data"))
 SMALL = st.tuples(st.integers(2, 6), st.integers(2, 6))
 LAMBDAS = st.sampled_from([0, 1e-3, 0.1, 1, 7, 1e3]) | st.floats(0, 50)
 SEEDS = st.integers(0, 2**32)
@@ -198,7 +195,7 @@ def test_fold_overs_of_one_quad():
 def test_camvid():
     files = sorted((DATA / "camvid").glob("*annot/*.png"))
     if not files:
-        pytest.skip(f"no CamVid at {DATA}; FULLRES_DATA names the folder that holds camvid/")
+        pytest.skip(f"no CamVid at {DATA}; see tests/shared.py")
     assert len(files) == 468
     solver = SparseSolver(8, 8, 1)
     for file in files:

@@ -1,0 +1,1 @@
+"""Backbones that several papers share: ResNet, HRNet, MobileNetV2 and Xception."""

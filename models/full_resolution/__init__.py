@@ -1,0 +1,1 @@
+"""A network as a tree: from its modules to every pixel's class, exactly, on parts of an image."""

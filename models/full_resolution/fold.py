@@ -1,0 +1,118 @@
+"""A tree made ready for inference: batch norm folded into convolutions, sums and ReLUs done by them."""
+
+import copy
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from fullres.models.full_resolution.split_merge import FullResolution, is_relu
+from fullres.models.full_resolution.trace import FunctionCall, Step
+from fullres.ops.convolution import Convolution
+
+
+def fold_batch_norm(tree: FullResolution) -> FullResolution:
+    """A copy of `tree` with its own parameters, in which no batch norm follows directly on a convolution.
+
+    conv(x) w + b with w = gamma / sqrt(var + eps), b = beta - mean w, computed in fp64. A batch norm behind
+    anything else, or behind a convolution that is read elsewhere too, stays as it is.
+    """
+    steps = [step for level in tree.levels for step in level.steps]
+    by_name = {s.name: s for s in steps}
+    readers = [name for s in steps for name in s.inputs] + list(tree.outputs)
+    folded: dict[str, Step] = {}
+    gone: dict[str, str] = {}  # batch norm -> the convolution that now does its work
+    kept: list[Step] = []
+    for step in steps:
+        before = by_name.get(step.inputs[0])
+        if (
+            isinstance(step.call, nn.BatchNorm2d)
+            and before is not None
+            and isinstance(before.call, nn.Conv2d)
+            and readers.count(before.name) == 1
+        ):
+            folded[before.name] = replace(before, call=_folded(before.call, step.call))
+            gone[step.name] = before.name
+        else:
+            kept.append(step)
+    result = [
+        replace(step, inputs=tuple(gone.get(n, n) for n in step.inputs))
+        for step in (folded.get(s.name, s) for s in kept)
+    ]
+    result = [s if s.name in folded else replace(s, call=copy.deepcopy(s.call)) for s in result]
+    modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
+    return FullResolution(modules.eval(), result, [gone.get(n, n) for n in tree.outputs])
+
+
+def fuse(tree: FullResolution) -> FullResolution:
+    """A copy of `tree` in which each convolution does the sum with a shortcut and the ReLU that follow it.
+
+    Only what nobody else reads is taken in. The sum moves to the later of its two convolutions.
+    """
+    steps = [step for level in tree.levels for step in level.steps]
+    position = {s.name: i for i, s in enumerate(steps)}
+    stride = {s.name: s.stride for s in steps}
+    readers = Counter([name for s in steps for name in s.inputs] + list(tree.outputs))
+    alias: dict[str, str] = {}  # a sum or ReLU -> the convolution that does it
+    fused: dict[str, Step] = {}
+    relu: set[str] = set()
+    for step in steps:
+        inputs = tuple(alias.get(name, name) for name in step.inputs)
+        if isinstance(step.call, nn.Conv2d):
+            fused[step.name] = replace(step, inputs=inputs)
+            continue
+        last = max(inputs, key=lambda name: position.get(name, -1))
+        host = fused.get(last)
+        alone = host is not None and all(readers[n] == 1 for n in step.inputs if alias.get(n, n) == last)
+        same = (
+            host is not None
+            and isinstance(host.call, nn.Conv2d)
+            and last not in relu
+            and all(stride.get(name, (1, 1)) == host.stride == step.stride for name in inputs)
+        )
+        if (
+            alone
+            and same
+            and host is not None
+            and _is_sum(step)
+            and len(host.inputs) == 1
+            and len(set(inputs)) == 2
+        ):
+            (other,) = (name for name in inputs if name != last)
+            fused[last] = replace(host, inputs=(host.inputs[0], other))
+            alias[step.name] = last
+        elif alone and same and is_relu(step.call):
+            relu.add(last)
+            alias[step.name] = last
+        else:
+            fused[step.name] = replace(step, inputs=inputs)
+    result = [
+        replace(s, call=Convolution(s.call, s.name in relu)) if isinstance(s.call, nn.Conv2d) else s
+        for s in fused.values()
+    ]
+    modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
+    return FullResolution(modules.eval(), result, [alias.get(n, n) for n in tree.outputs])
+
+
+def _is_sum(step: Step) -> bool:
+    return isinstance(step.call, FunctionCall) and step.call.is_sum and len(step.inputs) == 2
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    out = copy.deepcopy(conv)
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.double()
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    dtype = conv.weight.dtype
+    with torch.no_grad():
+        out.weight.copy_((conv.weight.double() * scale[:, None, None, None]).to(dtype))
+        out.bias = nn.Parameter(shift.to(dtype))
+    return out

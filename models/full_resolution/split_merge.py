@@ -1,0 +1,278 @@
+"""Any strided network in its full-resolution form ("Split-Merge Pooling", Sec. 3.1).
+
+"Convolve at stride 1, then take split batch (k, l)" is "convolve at stride 2 on the grid shifted by (k, l)".
+So one split batch at the end of the network (a *leaf*) is the ordinary strided network on a shifted lattice,
+and the leaves share prefixes: the work is a tree. Level i of the tree holds the features at the i-th output
+stride of the network; a *node* is one split batch there, named by its offset (y, x) in the image; its
+children are the phases of the next split. Merging is a strided write. The result is, at every pixel, what the
+same weights would give with no subsampling and dilation in its place (zero padding), for any height and
+width.
+
+`split_merge(network)` builds the tree's levels. Its `forward` runs the whole tree; `run_level` is the one
+operation from which `pipeline.execute` builds plans that fit a memory budget. A level can be run for a part
+of the image (rows and columns of its lattice): what it reads is clipped at the borders of the image only, so
+parts fit together exactly.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fullres.models.full_resolution.geometry import Span
+from fullres.models.full_resolution.levels import Region, build_levels, needed_regions, with_trunk
+from fullres.models.full_resolution.trace import IMAGE, FunctionCall, Pair, Step, trace
+from fullres.ops.convolution import Convolution
+from fullres.ops.pooling import draw_phases, lattice_length, phases_of
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Features of a batch of nodes of one level: `tensor` (nodes, C, rows.length, columns.length) covers
+    `region` of their lattices. All lattices of a batch have one size; `offsets` are theirs in the image, in
+    batch order."""
+
+    tensor: Tensor
+    region: Region
+    offsets: Sequence[Pair]
+    stride: Pair
+
+    def crop(self, region: Region) -> Tensor:
+        (top, bottom), (left, right) = region
+        y, x = self.region[0].start, self.region[1].start
+        return self.tensor[:, :, top - y : bottom - y, left - x : right - x]
+
+
+class Source(Protocol):
+    """What a level reads: a `Piece`, or an image that is prepared while it is read."""
+
+    @property
+    def offsets(self) -> Sequence[Pair]: ...
+    @property
+    def stride(self) -> Pair: ...
+    def crop(self, region: Region) -> Tensor: ...
+
+
+class FullResolution(nn.Module):
+    """The full-resolution form of a network; made by `split_merge`. `forward`: N x 3 x H x W to N x C x H x
+    W."""
+
+    def __init__(self, network: nn.Module, steps: Sequence[Step], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.outputs = tuple(outputs)
+        self.levels = build_levels(steps, outputs)
+        self._trunks: dict[int, FullResolution] = {}
+
+    def trunks(self) -> list[int]:
+        """What `with_trunk` takes, besides 0."""
+        return [i for i in range(1, len(self.levels)) if with_trunk(self.levels, i, self.outputs)]
+
+    def with_trunk(self, last: int) -> "FullResolution":
+        """The same tree with its levels up to the first block of level `last` as one: for each node there
+        they are run again, but never whole. 0: without a trunk."""
+        if last == 0:
+            return self
+        if last not in self._trunks:
+            tree = copy.copy(self)
+            levels = with_trunk(self.levels, last, self.outputs)
+            assert levels is not None
+            tree.levels = levels
+            self._trunks[last] = tree
+        return self._trunks[last]
+
+    @property
+    def stride(self) -> Pair:
+        """The last level's: there are stride[0] * stride[1] leaves."""
+        return self.levels[-1].stride
+
+    @property
+    def channels(self) -> list[int]:
+        """Of each output."""
+        by_name = {s.name: s.channels for level in self.levels for s in level.steps}
+        return [by_name[name] for name in self.outputs]
+
+    def run_level(
+        self, index: int, sources: Mapping[str, Source], offsets: Sequence[Pair], region: Region, size: Pair
+    ) -> dict[str, Piece]:
+        """The exports of level `index` in `region` for the batch of nodes at `offsets` (for a trunk all the
+        same).
+
+        `sources` holds at least the level's reads. The batch of a source divides this one: node i is a
+        descendant of the source's node i % batch. `size` is the image's (H, W). The region must lie inside
+        the lattice and be covered, with what is read around it, by the sources.
+        """
+        level = self.levels[index]
+        regions = needed_regions(level, region, offsets[0], size)
+        last_reader = {name: step.name for step in level.steps for name in step.inputs}
+        live: dict[str, Piece] = {}
+        for step in level.steps:
+            owned = [
+                n in live
+                and last_reader[n] == step.name
+                and n not in level.exports
+                and live[n].stride == step.stride
+                for n in step.inputs
+            ]
+            nodes = [(y % step.stride[0], x % step.stride[1]) for y, x in offsets]
+            tensor = _run_step(step, {**sources, **live}, nodes, regions[step.name], size, owned)
+            live[step.name] = Piece(tensor, regions[step.name], nodes, step.stride)
+            for name in step.inputs:
+                if last_reader[name] == step.name and name not in level.exports:
+                    live.pop(name, None)
+        return {
+            name: replace(live[name], tensor=live[name].crop(region), region=region) for name in level.exports
+        }
+
+    def run_phases(self, image: Tensor, phases: Sequence[Sequence[Pair]]) -> list[dict[str, Piece]]:
+        """Shrink pooling (Sec. 3.2), or split pooling with all phases: for level i the phases `phases[i]`.
+
+        image: N x C x H x W. Returns the pieces that hold the network's outputs, one dict for each
+        combination of phases, each with the N images as its batch. Empty split batches are left out.
+        """
+        size = (image.shape[-2], image.shape[-1])
+        whole = (Span(0, size[0]), Span(0, size[1]))
+        n = image.shape[0]
+        root: dict[str, Piece] = {IMAGE: Piece(image, whole, [(0, 0)] * n, (1, 1))}
+        nodes = [((0, 0), root)]
+        stride = (1, 1)
+        for i, level in enumerate(self.levels):
+            children = []
+            for (y, x), pieces in nodes:
+                for k, l in phases[i]:
+                    offset = (y + k * stride[0], x + l * stride[1])
+                    lengths = [lattice_length(size[a], offset[a], level.stride[a]) for a in (0, 1)]
+                    if min(lengths) == 0:
+                        continue
+                    region = (Span(0, lengths[0]), Span(0, lengths[1]))
+                    children.append(
+                        (offset, {**pieces, **self.run_level(i, pieces, [offset] * n, region, size)})
+                    )
+            nodes, stride = children, level.stride
+        return [{name: pieces[name] for name in self.outputs} for _, pieces in nodes]
+
+    def draw_phases(self, counts: Sequence[int]) -> list[list[Pair]]:
+        """Random phases for shrink pooling, `counts[i]` of level i, from torch's random generator."""
+        return [draw_phases(level.window, count) for level, count in zip(self.levels, counts, strict=True)]
+
+    def all_phases(self) -> list[list[Pair]]:
+        return [phases_of(level.window) for level in self.levels]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Every pixel's output, N x C x H x W. The whole tree at once: for plans see `pipeline.execute`."""
+        if len(self.outputs) != 1:
+            raise ValueError(f"the network has {len(self.outputs)} outputs; only one can be merged")
+        name = self.outputs[0]
+        merged = None
+        for pieces in self.run_phases(image, self.all_phases()):
+            leaf = pieces[name]
+            if merged is None:
+                merged = leaf.tensor.new_empty((image.shape[0], leaf.tensor.shape[1], *image.shape[-2:]))
+            (y, x), (sy, sx) = leaf.offsets[0], leaf.stride
+            merged[:, :, y::sy, x::sx] = leaf.tensor
+        assert merged is not None
+        return merged
+
+
+def split_merge(network: nn.Module) -> FullResolution:
+    """`network`, built of convolutions, pools and elementwise functions, in its full-resolution form.
+
+    Max and average pools, strided convolutions, dilation, groups and skip connections within one output
+    stride are understood; the parameters are shared, not copied. An operation that reads past the border of
+    the image (a 2x2 pool at the last pixel, say) finds there what its own padding would hold: zeros, or
+    nothing for max pooling. At pixels that are multiples of the output stride the result is the network's own
+    output, when it covers the image without a rest.
+
+    Raises models.trace.UnsupportedModule, which names the module that has no such form.
+    """
+    steps, outputs = trace(network)
+    return FullResolution(network, steps, outputs)
+
+
+def _run_step(
+    step: Step,
+    sources: Mapping[str, Source],
+    offsets: Sequence[Pair],
+    region: Region,
+    size: Pair,
+    owned: Sequence[bool],
+) -> Tensor:
+    """One step for a batch of nodes. `owned` inputs may be overwritten."""
+    parts, stride = [], step.stride
+    block = min(len(sources[name].offsets) for name in step.inputs)
+    for i in range(0, len(offsets), block):
+        tensors, pads, ratios = [], [], []
+        for index, name in enumerate(step.inputs):
+            source = sources[name]
+            j = i % len(source.offsets)
+            spans, before, after = [], [], []
+            for a in (0, 1):
+                ratio = stride[a] // source.stride[a]
+                shift = (offsets[i][a] - source.offsets[j][a]) // source.stride[a]
+                reads = step.reach_of(index, a).reads(region[a], shift, ratio)
+                inside = reads.clip(lattice_length(size[a], source.offsets[0][a], source.stride[a]))
+                spans.append(inside)
+                before.append(inside.start - reads.start)
+                after.append(reads.stop - inside.stop)
+            tensors.append(source.crop((spans[0], spans[1]))[j : j + block])
+            pads.append((before, after))
+            ratios.append((stride[0] // source.stride[0], stride[1] // source.stride[1]))
+        parts.append(_apply(step, tensors, pads[0], ratios, owned))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _apply(
+    step: Step,
+    tensors: list[Tensor],
+    pads: tuple[list[int], list[int]],
+    strides: list[Pair],
+    owned: Sequence[bool],
+) -> Tensor:
+    """`step` on its input region, `pads` elements outside the image around it; each input at its stride."""
+    if step.op == "pointwise":
+        tensors = [t[:, :, ::rows, ::columns] for t, (rows, columns) in zip(tensors, strides, strict=True)]
+        return _pointwise(step, tensors, owned)
+    x, stride = tensors[0], strides[0]
+    (top, left), (bottom, right) = pads
+    if step.op == "convolution":
+        conv = step.call
+        assert isinstance(conv, nn.Conv2d | Convolution)
+        if conv.kernel_size == (1, 1) and stride != (1, 1) and not (top or left or bottom or right):
+            x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+        padding = (0, 0)
+        if top == bottom and left == right:
+            padding = (top, left)
+        else:
+            x = F.pad(x, (left, right, top, bottom))
+        if isinstance(conv, nn.Conv2d):
+            return F.conv2d(x, conv.weight, conv.bias, stride, padding, conv.dilation, conv.groups)
+        if len(tensors) == 1:
+            return conv(x, stride, padding)
+        free = owned[1] and step.inputs[1] != step.inputs[0]  # it is written while x is read
+        return conv(x, stride, padding, tensors[1] if free else tensors[1].clone())
+    if step.op == "average_pool_inside":
+        inside = F.pad(x.new_ones((1, 1, *x.shape[-2:])), (left, right, top, bottom))
+        x = F.pad(x, (left, right, top, bottom))
+        return step.call(x, stride=stride) / step.call(inside, stride=stride)
+    if top or left or bottom or right:
+        x = F.pad(x, (left, right, top, bottom), value=-torch.inf if step.op == "max_pool" else 0.0)
+    return step.call(x, stride=stride)
+
+
+def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tensor:
+    """An elementwise step; in inference ReLU and addition write over an input that nobody reads again."""
+    if is_relu(step.call):
+        return tensors[0].relu_() if owned[0] and not torch.is_grad_enabled() else tensors[0].relu()
+    if getattr(step.call, "inplace", False) and not owned[0]:
+        tensors = [tensors[0].clone()]
+    if owned[0] and not torch.is_grad_enabled() and isinstance(step.call, FunctionCall) and step.call.is_sum:
+        return tensors[0].add_(tensors[1])
+    return step.call(*tensors)
+
+
+def is_relu(call: object) -> bool:
+    return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)

@@ -1,0 +1,237 @@
+"""Images and label maps between files and arrays.
+
+Images are HxWx3 uint8 RGB, label maps HxW uint8. Writers go through `atomic`: a file is whole or absent.
+"""
+
+import glob
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fullres.pipeline.data.image_headers import image_format, oriented_size, png_chunks, png_from_chunks
+from fullres.pipeline.data.png_labels import decode_indices
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+# Whatever OpenCV would log of a bad file, ImageError says in one line.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+# OpenCV's limit where the environment sets no other.
+_LIMIT_VARIABLE, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 30
+
+
+class ImageError(Exception):
+    """An image that can't be read or found; one line with its path and the reason."""
+
+
+def naming(path: str | Path, reason: str) -> str:
+    """`reason` with the path in front, unless it names it already."""
+    return reason if str(path) in reason else f"{path}: {reason}"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a PNG, JPEG, TIFF, BMP or WebP file as HxWx3 uint8 RGB.
+
+    Grey becomes three equal channels, a palette its colours, alpha is dropped, 16 bits become 8 (rounded
+    x/257), and EXIF orientation is applied.
+
+    Raises:
+        ImageError: missing, empty, cut short, damaged or of another format; or pixels neither 8 nor 16 bits.
+    """
+    return decode_image(read_bytes(path), path)
+
+
+def decode_image(data: bytes, path: str | Path) -> np.ndarray:
+    """As `read_image`, of a file's bytes; `path` names it in errors."""
+    # IMREAD_UNCHANGED would leave the orientation out; these flags apply it and keep 16 bits.
+    image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=1 / 257)
+    if image.dtype != np.uint8:
+        raise ImageError(f"{path}: pixels are {image.dtype}; 8- and 16-bit unsigned integers are read")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_labels(path: str | Path) -> np.ndarray:
+    """Read a label map as HxW uint8: the values of an 8-bit channel, or a palette PNG's indices, as stored.
+
+    Three equal channels are taken as one. Formats that may alter values (JPEG, WebP) are refused.
+
+    Raises:
+        ImageError: unreadable as in `read_image`, not PNG or TIFF, or not one 8-bit value a pixel.
+    """
+    return decode_labels(read_bytes(path), path)
+
+
+def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
+    """As `read_labels`, of a file's bytes; `path` names it in errors."""
+    if not data:
+        raise ImageError(f"{path}: empty file")
+    kind = image_format(data)
+    if kind in ("JPEG", "BMP", "WebP"):
+        raise ImageError(f"{path}: a {kind} file; label maps are read from PNG and TIFF")
+    depth = 8
+    if kind == "PNG":
+        if (indices := decode_indices(data)) is not None:
+            return indices
+        data, depth = _palette_as_grey(data)
+    labels = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    if labels.dtype != np.uint8:
+        raise ImageError(f"{path}: label values are {labels.dtype}; uint8 is read")
+    if labels.ndim == 3:
+        first, *others = cv2.split(labels)
+        if len(others) != 2 or not all(np.array_equal(first, other) for other in others):
+            raise ImageError(
+                f"{path}: {labels.shape[2]} channels that differ: a colour picture, not class ids"
+            )
+        labels = first
+    # Depths of 1, 2 and 4 bits come out stretched to 0..255.
+    return labels if depth == 8 else labels // (255 // (2**depth - 1))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) in pixels as `read_image` would give; from the header alone unless only decoding tells.
+
+    Raises:
+        ImageError: missing, empty, not an image, of no pixels or of more than OpenCV decodes. A file cut
+            short behind its header goes unnoticed.
+    """
+    data = read_bytes(path)
+    size = oriented_size(data)
+    if size is None:
+        size = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
+    height, width = size
+    if min(size) < 1:
+        raise ImageError(f"{path}: {height}x{width} pixels; its header is damaged")
+    if height * width > _MOST_PIXELS and _LIMIT_VARIABLE not in os.environ:
+        raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
+    return size
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write an HxW uint8 label map or an HxWx3 uint8 RGB image as PNG, whole or not at all."""
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    # Run lengths alone: class ids compress best so, and nothing is faster on photographs.
+    strategy = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    write_bytes_atomically(path, cv2.imencode(".png", image, strategy)[1].tobytes())
+
+
+def write_bytes_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `path` at the end, or goes where the block raises.
+
+    It lies in the same folder (made if missing), has the same suffix and a hidden name, so a file left
+    behind by a killed process is never taken for an image. The name is short: that of `path` may be as long
+    as names can be.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def list_images(inputs: Sequence[str | Path]) -> list[tuple[Path, Path]]:
+    """List (image file, relative output path without suffix) of files, folders and glob patterns.
+
+    Folders are searched recursively, `**` in a pattern likewise; hidden files are left out. The output path
+    is relative to the folder given, or to the pattern's part before its first wildcard; of a file given it
+    is the bare name. Sorted within each input; a file named twice is listed once.
+
+    Raises:
+        ImageError: an input without any image, or two files with the same output path.
+    """
+    listed: dict[Path, tuple[Path, Path]] = {}  # by resolved path
+    taken: dict[Path, Path] = {}
+    for given in inputs:
+        for path, stem in _images_of(given):
+            if path.resolve() in listed:
+                continue
+            if stem in taken:
+                raise ImageError(f"{taken[stem]} and {path} have the same output name {stem}")
+            taken[stem] = path
+            listed[path.resolve()] = (path, stem)
+    return list(listed.values())
+
+
+def _images_of(given: str | Path) -> list[tuple[Path, Path]]:
+    path = Path(given)
+    if path.is_file():
+        return [(path, Path(path.stem))]
+    if path.is_dir():
+        root, pattern = path, os.path.join(glob.escape(str(path)), "**", "*")
+    elif glob.has_magic(str(given)):
+        wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
+        root, pattern = Path(*path.parts[:wild]), str(given)
+    else:
+        raise ImageError(f"{given}: no such file or folder")
+    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not images:
+        where = "no image in this folder" if path.is_dir() else "no image matches"
+        raise ImageError(f"{given}: {where}; images end in {' '.join(SUFFIXES)}")
+    return [(file, file.relative_to(root).with_suffix("")) for file in images]
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content. Raises ImageError: missing, unreadable or empty."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    if not data:
+        raise ImageError(f"{path}: empty file")
+    return data
+
+
+def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
+    kind = image_format(data)
+    if kind is None:
+        raise ImageError(f"{path}: not an image; PNG, JPEG, TIFF, BMP and WebP are read")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # the one assertion a well-formed header can meet is OpenCV's size limit
+        raise ImageError(_too_large(path, oriented_size(data) or ("?", "?"), error.err)) from error
+    if image is None:
+        raise ImageError(f"{path}: {kind} file of {len(data)} bytes is cut short or damaged")
+    return image
+
+
+def _too_large(path: str | Path, size: tuple[object, object], limit: str) -> str:
+    return (
+        f"{path}: {size[0]}x{size[1]} pixels are more than OpenCV decodes"
+        f" ({limit}; set {_LIMIT_VARIABLE} before starting to raise it)"
+    )
+
+
+def _palette_as_grey(data: bytes) -> tuple[bytes, int]:
+    """A PNG file whose palette indices decode as grey values, and its bits per value.
+
+    OpenCV expands palettes into colours. The pixels of a palette PNG and of a grey one are stored alike, so
+    only the colour type in the header changes, and the palette goes. Other PNG files come back as they are.
+    """
+    chunks = list(png_chunks(data))
+    if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
+        return data, 8  # damaged: decoding says so
+    header = bytes(chunks[0][1])
+    depth, colour_type = header[8], header[9]
+    if colour_type == 3:
+        grey = header[:9] + b"\0" + header[10:]
+        kept = [(kind, content) for kind, content in chunks if kind in (b"IDAT", b"IEND")]
+        data = png_from_chunks([(b"IHDR", grey), *kept])
+    return data, min(depth, 8)

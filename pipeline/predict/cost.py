@@ -1,0 +1,191 @@
+"""What running a level costs: multiply-adds and bytes, by walking its steps as `run_level` does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from torch import nn
+
+from fullres.models.full_resolution.geometry import Span, Spans
+from fullres.models.full_resolution.levels import Level, Region, needed_regions, needed_spans
+from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.models.full_resolution.trace import IMAGE, Pair, Step
+from fullres.ops.convolution import Convolution
+from fullres.ops.pooling import lattice_length
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """For one batch of nodes: bytes at the worst moment, bytes of the exports."""
+
+    peak: int
+    exports: int
+
+
+# What a level reads of earlier ones: name -> channels and stride
+Sources = dict[str, tuple[int, Pair]]
+
+
+def area(region: Region) -> int:
+    return region[0].length * region[1].length
+
+
+def macs_per_element(step: Step) -> int:
+    """Multiply-adds for one element of the lattice (all channels); convolutions alone count."""
+    conv = step.call
+    if not isinstance(conv, nn.Conv2d | Convolution):
+        return 0
+    return conv.out_channels * (conv.in_channels // conv.groups) * prod(conv.kernel_size)
+
+
+def level_cost(
+    level: Level, sources: Sources, batch: int, region: Region, size: Pair, itemsize: int
+) -> LevelCost:
+    """The cost of `run_level` for `batch` of the largest nodes of an image of `size` (H, W), without what its
+    sources hold.
+
+    A convolution's input is counted twice where its border is padded or cropped (a copy) and an image read is
+    counted in fp32, in which it is normalised.
+    """
+    regions = needed_regions(level, region, (0, 0), size)
+    channels = {s.name: s.channels for s in level.steps}
+    made = sources | {s.name: (s.channels, s.stride) for s in level.steps}
+    last_reader = {name: step.name for step in level.steps for name in step.inputs}
+
+    def bytes_of(name: str) -> int:
+        return batch * channels[name] * area(regions[name]) * itemsize
+
+    peak = 0
+    live: dict[str, int] = {}
+    for step in level.steps:
+        copies = _input_copy(step, regions[step.name], made[step.inputs[0]], batch, itemsize)
+        overwritten = (
+            step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
+        )
+        overwrites = (
+            overwritten in live
+            and last_reader[overwritten] == step.name
+            and made[overwritten][1] == step.stride
+        )
+        out = bytes_of(step.name)
+        peak = max(peak, sum(live.values()) + copies + (0 if overwrites else out))
+        live[step.name] = out
+        for name in step.inputs:
+            if last_reader[name] == step.name and name not in level.exports:
+                live.pop(name, None)
+    return LevelCost(peak, sum(bytes_of(name) for name in level.exports))
+
+
+def strip_cost(
+    level: Level, sources: Sources, batch: int, region: Region, strips: int, size: Pair, itemsize: int
+) -> LevelCost:
+    """The cost of `region` in that many row strips: the peak of the costliest, which has its halo on both
+    sides, and the exports of all."""
+    rows, columns = region
+    length = -(-rows.length // strips)
+    start = rows.start + (rows.length - length) // 2
+    middle = level_cost(level, sources, batch, (Span(start, start + length), columns), size, itemsize)
+    return LevelCost(middle.peak, middle.exports * rows.length // max(1, length))
+
+
+def _input_copy(step: Step, out: Region, read: tuple[int, Pair], batch: int, itemsize: int) -> int:
+    """Bytes of the copies that a step makes of what it reads first, whose channels and stride are `read`."""
+    channels, stride = read
+    ratio = [step.stride[a] // stride[a] for a in (0, 1)]
+    elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
+    if step.inputs[0] == IMAGE:
+        return batch * channels * elements * (itemsize + 4)
+    if ratio == [1, 1] and (step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach)):
+        return 0
+    return batch * channels * elements * itemsize
+
+
+def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[str, Span]:
+    """Which part of the image each level must cover, along one axis, for `outputs` (spans in image pixels).
+
+    Returns for every exported tensor and for the image a span in pixels of an endless image, from a multiple
+    of the tensor's stride to a multiple of it: the same for all nodes of a level, whatever their offset.
+    """
+    stride = {s.name: s.stride[axis] for level in tree.levels for s in level.steps} | {IMAGE: 1}
+    needed = {name: span.outward(stride[name]) for name, span in outputs.items()}
+    for level in reversed(tree.levels):
+        own = level.stride[axis]
+        exports = [needed[name] for name in level.exports if name in needed]
+        hull = exports[0]
+        for span in exports[1:]:
+            hull = hull.hull(span)
+        for name in level.exports:
+            needed[name] = hull
+        spans = needed_spans(level, axis, Span(hull.start // own, hull.stop // own), 0, None)
+        for step in level.steps:
+            out, own = spans[step.name], stride[step.name]
+            for index, name in enumerate(step.inputs):
+                first, last = step.reach_of(index, axis).reach
+                if name in level.reads:
+                    # nodes' offsets lie between 0 and own - 1
+                    begin = own * out.start + first * stride[name]
+                    end = own * (out.stop - 1) + (own - 1) + last * stride[name] + 1
+                    reads = Span(begin, end).outward(stride[name])
+                    needed[name] = needed[name].hull(reads) if name in needed else reads
+    return needed
+
+
+def node_span(demand: Span, stride: int, length: int) -> Span:
+    """The elements, of a lattice of `length`, that a level must export for a demand in pixels."""
+    return Span(demand.start // stride, -(-demand.stop // stride)).clip(length)
+
+
+def strips_of(span: Span, count: int) -> Iterator[Span]:
+    """`span` cut into `count` strips of nearly equal length; empty ones are left out."""
+    for i in range(count):
+        strip = Span(span.start + span.length * i // count, span.start + span.length * (i + 1) // count)
+        if strip.length:
+            yield strip
+
+
+def convolutions(tree: FullResolution) -> list[Step]:
+    return [step for level in tree.levels for step in level.steps if step.op == "convolution"]
+
+
+def subtree_elements(
+    tree: FullResolution,
+    axis: int,
+    needed: dict[str, Span],
+    strips: Sequence[int],
+    stride: int,
+    count: int,
+    length: int,
+    dense: bool,
+) -> np.ndarray:
+    """How many elements along `axis` each of `convolutions(tree)` computes for a subtree, summed over its
+    nodes: int64 (count, convolutions), for the subtrees at the offsets 0 to count - 1.
+
+    `stride` is that of the subtrees' nodes along this axis, `length` the image's. The multiply-adds of a
+    subtree are the products of both axes: its nodes are pairs of one offset along rows and one along columns.
+    """
+    totals = []
+    for level, cuts in zip(tree.levels, strips, strict=True):
+        own = level.stride[axis]
+        lengths = [lattice_length(length, o, own) for o in range(own)]
+        # Nodes with lattices of one length compute alike, and the first is looked at; those of a trunk don't.
+        looked_at = [o if level.is_trunk else lengths.index(lengths[o]) for o in range(own)]
+        times = np.zeros((count, own), dtype=np.int64)
+        for subtree in range(count):
+            for offset in [subtree % own] if own <= stride or not dense else range(subtree, own, stride):
+                times[subtree, looked_at[offset]] += 1
+        rows = [
+            (o, *strip)
+            for o in sorted(set(looked_at))
+            for strip in strips_of(
+                node_span(needed[level.exports[0]], own, lengths[o]), cuts if axis == 0 else 1
+            )
+        ]
+        at, start, stop = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        spans = needed_spans(level, axis, Spans(start, stop), at, length)
+        names = [step.name for step in level.steps if step.op == "convolution"]
+        elements = np.zeros((own, len(names)), dtype=np.int64)
+        for i, name in enumerate(names):
+            np.add.at(elements[:, i], at, spans[name].length)
+        totals.append(times @ elements)
+    return np.concatenate(totals, axis=1)

@@ -1,0 +1,132 @@
+"""The two ways to label an image, as whoever runs them sees them: exact split-merge, and sliding windows.
+
+An engine says what to compute (`plan`), which parts of the image that takes (`parts`), makes a network ready
+on a device (`predictor`), and puts results together (`merger`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fullres.models.catalogue import Network
+from fullres.models.full_resolution.geometry import Span
+from fullres.models.full_resolution.levels import Region
+from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.models.full_resolution.trace import Pair
+from fullres.pipeline.predict import windows
+from fullres.pipeline.predict.execute import Predictor, place, tile_window, tree_of
+from fullres.pipeline.predict.plan import Grain, Plan, plan_image
+from fullres.pipeline.predict.schedule import Precision
+from fullres.pipeline.predict.window_memory import WindowCosts
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What there is to run on. `memory_budget`: bytes a worker; `device`: "cpu" or "cuda"; `images` of this
+    size in all."""
+
+    workers: int
+    memory_budget: int
+    precision: Precision
+    device: str
+    images: int = 1
+
+
+class Merger(Protocol):
+    """Takes grains' results in any order. `result`: H x W uint8 class ids or classes x H x W scores, or
+    `windows.Guided`."""
+
+    result: Any
+
+    def add(self, grain: Any, part: np.ndarray) -> bool:
+        """Whether `result` is complete now."""
+        ...
+
+
+class Engine(Protocol):
+    """A network and a way to run it on images. It can be sent to other processes."""
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> Any:
+        """Has `grains` (with `index`, `tile`, `macs`) and a `schedule`, all that a predictor must know
+        beside a grain. Raises BudgetError or WindowError."""
+        ...
+
+    def parts(self, plan: Any) -> list[Region]:
+        """Of each tile the part of the image that its grains are computed from."""
+        ...
+
+    def merger(self, plan: Any, scores: bool) -> Merger: ...
+
+    def predictor(self, device: torch.device, precision: Precision) -> Any:
+        """`run(schedule, grain, part, scores)` returns what `merger` takes."""
+        ...
+
+
+class SplitMerge:
+    """Every pixel as one device of any size would have it, within a memory budget."""
+
+    def __init__(self, network: Network | FullResolution) -> None:
+        self.network = network
+        self.tree, self.dense = tree_of(network)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitMerge, (self.network,)
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
+        return plan_image(self.tree, size, **vars(resources), dense=self.dense, scores=scores)
+
+    def parts(self, plan: Plan) -> list[Region]:
+        return [tile_window(self.tree, plan.schedule, tile) for tile in range(len(plan.schedule.tiles))]
+
+    def merger(self, plan: Plan, scores: bool) -> Merger:
+        return _TreeMerger(self.tree, plan, len(plan.grains))
+
+    def predictor(self, device: torch.device, precision: Precision) -> Predictor:
+        return Predictor(self.network, device, precision)
+
+
+@dataclass
+class _TreeMerger:
+    tree: FullResolution
+    plan: Plan
+    left: int
+    result: np.ndarray | None = None
+
+    def add(self, grain: Grain, part: np.ndarray) -> bool:
+        if self.result is None:
+            self.result = np.empty((*part.shape[:-2], *self.plan.schedule.size), part.dtype)
+        place(self.result, self.plan.schedule, self.tree, grain, part)
+        self.left -= 1
+        return self.left == 0
+
+
+class Windows:
+    """Sliding windows, scales and mirror images of any network. `network` returns logits N x classes x H x W;
+    `attention`: classes of which an SPGNet's guided attention is wanted too."""
+
+    def __init__(self, network: nn.Module, spec: windows.WindowSpec, attention: tuple[int, ...] = ()) -> None:
+        self.network, self.spec, self.attention = network, spec, attention
+        self._costs: dict[Precision, WindowCosts] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Windows, (self.network, self.spec, self.attention)
+
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> windows.WindowPlan:
+        precision = resources.precision
+        if precision not in self._costs:
+            self._costs[precision] = WindowCosts(self.network, precision, self.attention)
+        costs = self._costs[precision]
+        return costs.fit(windows.plan_windows(size, self.spec, costs.macs), resources.memory_budget)
+
+    def parts(self, plan: windows.WindowPlan) -> list[Region]:
+        height, width = plan.schedule.size
+        return [(Span(0, height), Span(0, width))]
+
+    def merger(self, plan: windows.WindowPlan, scores: bool) -> Merger:
+        return windows.Merger(plan, scores, len(self.attention))
+
+    def predictor(self, device: torch.device, precision: Precision) -> windows.WindowPredictor:
+        return windows.WindowPredictor(self.network, device, precision, self.attention)

@@ -1,0 +1,297 @@
+"""Running grains of a split plan on one device, in one process.
+
+`Predictor` holds a network made ready for inference: batch norm folded, in its working precision, channels
+last. It gets the part of the uint8 image that a tile needs and returns the class ids (or scores) of one
+grain: depth first over the tree, sibling subtrees batched as the plan's fan-outs say, levels in strips where
+it says so. `predict_image` runs a whole plan; Ray workers run the same grains.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fullres.models.catalogue import Network
+from fullres.models.fcn import FCN8s, FCN32s
+from fullres.models.full_resolution.fold import fold_batch_norm, fuse
+from fullres.models.full_resolution.geometry import Span
+from fullres.models.full_resolution.levels import Region
+from fullres.models.full_resolution.split_merge import FullResolution, Piece, Source, split_merge
+from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.models.smp import SMP
+from fullres.ops.convolution import Convolution
+from fullres.ops.pooling import lattice_length, phases_of
+from fullres.ops.resample import bilinear_reads, bilinear_window
+from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.predict.cost import demands, node_span, strips_of
+from fullres.pipeline.predict.plan import Grain, Plan
+from fullres.pipeline.predict.schedule import Precision, Schedule, output_spans
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Elements (classes x pixels) interpolated to full resolution at a time.
+_INTERPOLATED = 1 << 19
+
+
+class _Scores(nn.Module):
+    """FCN32s or FCN8s before interpolation."""
+
+    def __init__(self, network: FCN32s | FCN8s) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.network.scores(image)
+
+
+def native_precision(device: torch.device) -> Precision:
+    """bf16 where the hardware multiplies it natively, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return (
+        "bf16"
+        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        else "fp32"
+    )
+
+
+def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
+    """The network's tree, and whether every phase is wanted (SMP, what `split_merge` made) or the first alone
+    (FCN32s, FCN8s)."""
+    if isinstance(network, FullResolution):
+        return network, True
+    if isinstance(network, SMP):
+        return network.full_resolution(), True
+    return split_merge(_Scores(network)), False
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The image as a level reads it: `window` (h, w, 3) uint8 lies at `origin`, normalised while it is
+    cropped."""
+
+    window: np.ndarray
+    origin: Pair
+    dtype: torch.dtype
+    device: torch.device
+    offsets: Sequence[Pair] = ((0, 0),)
+    stride: Pair = (1, 1)
+
+    def crop(self, region: Region) -> Tensor:
+        (top, bottom), (left, right) = region
+        y, x = self.origin
+        part = np.ascontiguousarray(self.window[top - y : bottom - y, left - x : right - x])
+        return normalise(torch.from_numpy(part).to(self.device)[None], self.dtype)
+
+
+def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
+    """The part of the image that a tile is computed from: the tile and its halo, clipped to the image."""
+    tree = tree.with_trunk(schedule.trunk)
+    spans = tuple(
+        demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[
+            IMAGE
+        ].clip(schedule.size[a])
+        for a in (0, 1)
+    )
+    return spans  # type: ignore[return-value]
+
+
+class Predictor:
+    """A network ready for inference on one device."""
+
+    def __init__(self, network: Network | FullResolution, device: torch.device, precision: Precision) -> None:
+        if device.type == "cuda":  # the same bytes each time, and fp32 that is not TF32
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        tree, self.dense = tree_of(network)
+        self.dtype = DTYPES[precision]
+        self.device = device
+        self.tree = fuse(fold_batch_norm(tree)).to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tree.requires_grad_(False)
+        for module in self.tree.modules():
+            if isinstance(module, Convolution):
+                module.pack()
+
+    @torch.inference_mode()
+    def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
+        """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
+
+        window: what `tile_window` says, (rows, columns, 3) uint8. Scores are float32, float16 if the
+        precision is bf16.
+        """
+        region = tile_window(self.tree, schedule, grain.tile)
+        image = ImageSource(window, (region[0].start, region[1].start), self.dtype, self.device)
+        run = _Run(self.tree, schedule, grain, scores)
+        if schedule.dense:
+            run.descend(-1, [(0, 0)], {IMAGE: image})
+        else:
+            run.interpolate({IMAGE: image})
+        return run.result
+
+
+class _Run:
+    """One grain's way through the tree."""
+
+    def __init__(self, tree: FullResolution, schedule: Schedule, grain: Grain, scores: bool) -> None:
+        self.tree = tree = tree.with_trunk(schedule.trunk)
+        self.schedule, self.grain, self.scores = schedule, grain, scores
+        self.tile = schedule.tiles[grain.tile]
+        self.demands = [
+            demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense))
+            for a in (0, 1)
+        ]
+        self.stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
+        shape = tuple(lattice_length(self.tile[a].length, grain.offset[a], self.stride[a]) for a in (0, 1))
+        if scores:
+            dtype = np.float16 if schedule.precision == "bf16" else np.float32
+            self.result = np.empty((tree.channels[0], *shape), dtype)
+        else:
+            self.result = np.empty(shape, np.uint8)
+
+    def descend(self, level: int, offsets: Sequence[Pair], sources: Mapping[str, Source]) -> None:
+        """Everything below the batch of nodes `offsets` of `level`, whose exports are among `sources`."""
+        if level == len(self.tree.levels) - 1:
+            piece = sources[self.tree.outputs[0]]
+            assert isinstance(piece, Piece)
+            self._write(piece)
+            return
+        stride = self.tree.levels[level].stride if level >= 0 else (1, 1)
+        for phases in self._batches(level + 1, offsets[0], stride):
+            children = [(y + k * stride[0], x + l * stride[1]) for k, l in phases for y, x in offsets]
+            region, lengths = self._region(level + 1, children[0])
+            if min(lengths) == 0 or region[0].length == 0 or region[1].length == 0:
+                continue
+            pieces = self._run_level(level + 1, children, region, sources)
+            still_read = {name for later in self.tree.levels[level + 2 :] for name in later.reads}
+            kept = {name: source for name, source in sources.items() if name in still_read}
+            self.descend(level + 1, children, {**kept, **pieces})
+            del pieces, kept
+
+    def _batches(self, level: int, parent: Pair, stride: Pair) -> list[list[Pair]]:
+        """The phases of a level's split to run, in batches of nodes with lattices of one size."""
+        window, own = self.tree.levels[level].window, self.tree.levels[level].stride
+        if level <= self.grain.level:  # on the way to the grain's node
+            o = self.grain.offset
+            return [[(o[0] % own[0] // stride[0], o[1] % own[1] // stride[1])]]
+
+        def lengths(phase: Pair) -> Pair:
+            return tuple(  # type: ignore[return-value]
+                lattice_length(self.schedule.size[a], parent[a] + phase[a] * stride[a], own[a])
+                for a in (0, 1)
+            )
+
+        batches = []
+        fanout = self.schedule.fanouts[level]
+        for _, group in groupby(sorted(phases_of(window), key=lengths, reverse=True), key=lengths):
+            phases = list(group)
+            batches += [phases[i : i + fanout] for i in range(0, len(phases), fanout)]
+        return batches
+
+    def _region(self, level: int, offset: Pair) -> tuple[Region, Pair]:
+        """What the nodes of a level must export, and the size of their lattices."""
+        own = self.tree.levels[level]
+        lengths = tuple(lattice_length(self.schedule.size[a], offset[a], own.stride[a]) for a in (0, 1))
+        name = own.exports[0]
+        region = tuple(node_span(self.demands[a][name], own.stride[a], lengths[a]) for a in (0, 1))
+        return region, lengths  # type: ignore[return-value]
+
+    def _run_level(
+        self, level: int, offsets: Sequence[Pair], region: Region, sources: Mapping[str, Source]
+    ) -> dict[str, Piece]:
+        size = self.schedule.size
+        strips = list(strips_of(region[0], self.schedule.strips[level]))
+        if len(strips) == 1:
+            return self.tree.run_level(level, sources, offsets, region, size)
+        whole: dict[str, Piece] = {}
+        for strip in strips:
+            for name, piece in self.tree.run_level(level, sources, offsets, (strip, region[1]), size).items():
+                if name not in whole:
+                    n, c = piece.tensor.shape[:2]
+                    tensor = piece.tensor.new_empty((n, c, region[0].length, region[1].length))
+                    tensor = tensor.to(memory_format=torch.channels_last)
+                    whole[name] = replace(piece, tensor=tensor, region=region)
+                start = strip.start - region[0].start
+                whole[name].tensor[:, :, start : start + strip.length] = piece.tensor
+        return whole
+
+    def _write(self, leaves: Piece) -> None:
+        """Merge: the leaves' class ids (or scores) onto the grain's lattice."""
+        if self.scores:
+            values = leaves.tensor.to(torch.float16 if self.result.dtype == np.float16 else torch.float32)
+        else:
+            values = leaves.tensor.argmax(1).to(torch.uint8)
+        block = values.cpu().numpy()
+        step = [leaves.stride[a] // self.stride[a] for a in (0, 1)]
+        for i, offset in enumerate(leaves.offsets):
+            y, x = ((offset[a] - self.grain.offset[a]) // self.stride[a] for a in (0, 1))
+            self.result[..., y :: step[0], x :: step[1]] = block[i]
+
+    def interpolate(self, sources: dict[str, Source]) -> None:
+        """FCN32s, FCN8s: the first phase of every level, resized to the finest score and summed, then to
+        pixels."""
+        pieces: dict[str, Piece] = {}
+        for level in range(len(self.tree.levels)):
+            region, _ = self._region(level, (0, 0))
+            pieces.update(self._run_level(level, [(0, 0)], region, {**sources, **pieces}))
+        fine, *coarser = (pieces[name] for name in self.tree.outputs)
+        height, width = self.schedule.size
+        sizes = [
+            (lattice_length(height, 0, p.stride[0]), lattice_length(width, 0, p.stride[1]))
+            for p in (fine, *coarser)
+        ]
+        rows, columns = (
+            Span(*bilinear_reads(*self.tile[a], sizes[0][a], self.schedule.size[a])) for a in (0, 1)
+        )
+        total = fine.crop((rows, columns)).float()
+        for piece, in_size in zip(coarser, sizes[1:], strict=True):
+            origin = (piece.region[0].start, piece.region[1].start)
+            total = total + bilinear_window(piece.tensor.float(), origin, in_size, sizes[0], rows, columns)
+        top, left = self.tile[0].start, self.tile[1]
+        strip = max(1, _INTERPOLATED // (total.shape[1] * self.tile[1].length))
+        for start in range(*self.tile[0], strip):
+            stop = min(start + strip, self.tile[0].stop)
+            full = bilinear_window(
+                total, (rows.start, columns.start), sizes[0], self.schedule.size, (start, stop), left
+            )[0]
+            block = full if self.scores else full.argmax(0).to(torch.uint8)
+            self.result[..., start - top : stop - top, :] = block.cpu().numpy()
+
+
+def place(
+    out: np.ndarray, schedule: Schedule, tree: FullResolution, grain: Grain, result: np.ndarray
+) -> None:
+    """Merge pooling (Eq. 2): a grain's result into the image's array (..., H, W)."""
+    tile = schedule.tiles[grain.tile]
+    levels = tree.with_trunk(schedule.trunk).levels
+    stride = levels[grain.level].stride if grain.level >= 0 else (1, 1)
+    region = out[..., tile[0].start : tile[0].stop, tile[1].start : tile[1].stop]
+    region[..., grain.offset[0] :: stride[0], grain.offset[1] :: stride[1]] = result
+
+
+def predict_image(
+    predictor: Predictor,
+    plan: Plan,
+    image: np.ndarray,
+    scores: bool = False,
+    progress: Callable[[Grain], None] = lambda grain: None,
+) -> np.ndarray:
+    """The whole plan in this process: H x W uint8 class ids, or classes x H x W scores.
+
+    image: H x W x 3 uint8, of the plan's size.
+    """
+    if image.shape != (*plan.schedule.size, 3):
+        raise ValueError(f"image is {image.shape}, the plan is for {plan.schedule.size}")
+    out: np.ndarray | None = None
+    for grain in plan.grains:
+        rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
+        window = image[rows.start : rows.stop, columns.start : columns.stop]
+        result = predictor.run(plan.schedule, grain, window, scores)
+        if out is None:
+            out = np.empty((*result.shape[:-2], *plan.schedule.size), result.dtype)
+        place(out, plan.schedule, predictor.tree, grain, result)
+        progress(grain)
+    assert out is not None
+    return out

@@ -1,0 +1,105 @@
+"""What `predict` leaves for one image, and what is already there."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from fullres.pipeline.data.images import atomic, write_bytes_atomically, write_png
+from fullres.pipeline.data.pictures import colour, heat, overlay
+
+Kind = Literal["color", "overlay", "npy", "safetensors"]
+MANIFEST = "predict.json"
+# What the names of the pictures for people add to the image's; see `write_outputs`.
+_PICTURES = re.compile("_color|_overlay|_attention_.+")
+
+
+class OutputsError(ValueError):
+    """The output folder holds predictions of other settings."""
+
+
+def claim_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings into `out`, or hold them against those of a run that was stopped. Raises
+    OutputsError."""
+    manifest = out / MANIFEST
+    if manifest.exists():
+        try:
+            before = json.loads(manifest.read_text())
+        except ValueError as error:
+            raise OutputsError(
+                f"{manifest} is damaged ({error}): remove it, or give another --out"
+            ) from error
+        differing = [
+            f"{k}: {before.get(k)} there, {settings.get(k)} now"
+            for k in before | settings
+            if before.get(k) != settings.get(k)
+        ]
+        if differing:
+            raise OutputsError(
+                f"{out} holds predictions with other settings ({'; '.join(differing)}): "
+                "give another --out, or remove it"
+            )
+    write_bytes_atomically(manifest, json.dumps(settings, indent=2).encode())
+
+
+def is_done(out: Path, stem: Path) -> bool:
+    """Whether an image was finished before: its class ids are written last."""
+    return _named(out, stem, ".png").exists()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a PNG file of an output folder is a picture beside class ids: `sky_color.png` where there is
+    `sky.png`, else it holds the class ids of an image of that name."""
+    stem = path.stem
+    return any(
+        _PICTURES.fullmatch(stem, i) and path.with_name(stem[:i] + path.suffix).exists()
+        for i in range(1, len(stem))
+    )
+
+
+def write_outputs(
+    out: Path,
+    stem: Path,
+    image: np.ndarray,
+    result: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    kinds: Sequence[Kind],
+    attention: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """`STEM.png` with class ids and what else is asked, each whole or not at all.
+
+    result: H x W uint8 class ids, or classes x H x W scores where a kind asks for them. `attention`: by class
+    a map, H x W in [0, 1], to lay over the image.
+    """
+    labels = result if result.ndim == 2 else argmax(result)
+    if "color" in kinds:
+        write_png(_named(out, stem, "_color.png"), colour(labels, palette))
+    if "overlay" in kinds:
+        write_png(_named(out, stem, "_overlay.png"), overlay(image, labels, palette))
+    if "npy" in kinds:
+        with atomic(_named(out, stem, "_scores.npy")) as temporary:
+            np.save(temporary, result)
+    if "safetensors" in kinds:
+        write_bytes_atomically(
+            _named(out, stem, "_scores.safetensors"), save({"scores": torch.from_numpy(result)})
+        )
+    for name, values in (attention or {}).items():
+        write_png(_named(out, stem, f"_attention_{name.replace(' ', '_')}.png"), heat(image, values))
+    write_png(_named(out, stem, ".png"), labels)
+
+
+def argmax(scores: np.ndarray) -> np.ndarray:
+    """Class ids of classes x H x W scores, row by row: H x W uint8."""
+    labels = np.empty(scores.shape[1:], np.uint8)
+    for y in range(0, scores.shape[1], 64):
+        labels[y : y + 64] = scores[:, y : y + 64].argmax(0)
+    return labels
+
+
+def _named(out: Path, stem: Path, ending: str) -> Path:
+    return out / stem.parent / (stem.name + ending)

@@ -1,0 +1,96 @@
+"""How much memory a window takes, predicted: what a worker does with it is done on tensors without data.
+
+Every tensor is counted while it lives, whatever the network. A network is run so once for each size of its
+input; resizing, which differs from image to image, each time.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fullres.models.count import counted_macs
+from fullres.models.full_resolution.trace import Pair
+from fullres.models.memory import LiveBytes, on_meta
+from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, Precision
+from fullres.pipeline.predict.windows import WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
+
+_MIB = 1 << 20
+
+
+class WindowCosts:
+    """Predicts for one network in one precision; `attention` as in `WindowPredictor`."""
+
+    def __init__(self, network: nn.Module, precision: Precision, attention: tuple[int, ...] = ()) -> None:
+        self._predictor = _Predictor(on_meta(network), torch.device("meta"), precision, attention)
+
+    def macs(self, height: int, width: int) -> int:
+        """The network's multiply-adds for one input of this size."""
+        return self._predictor.cost(height, width).macs
+
+    def fit(self, plan: WindowPlan, budget: int) -> WindowPlan:
+        """The plan with its predicted peak. Raises BudgetError where it does not fit `budget` bytes."""
+        largest: dict[Pair, WindowGrain] = {}  # of each scale, as its windows differ in what they reach
+        for grain in plan.grains:
+            if grain.scaled not in largest or _reached(grain) > _reached(largest[grain.scaled]):
+                largest[grain.scaled] = grain
+        peaks = {scaled: self.peak(plan.schedule, grain) for scaled, grain in largest.items()}
+        costliest = max(peaks, key=lambda scaled: peaks[scaled])
+        least = -(-(ceil(peaks[costliest] / USABLE) + RESERVE) // _MIB)
+        if budget < least * _MIB:
+            window = plan.schedule.spec.window
+            height, width = (window, window) if window else costliest
+            raise BudgetError(
+                f"memory budget is {budget / _MIB:.0f} MiB: at least {least} MiB needed for a window of "
+                f"{width}x{height} pixels with this network in this precision; a smaller --window needs less"
+            )
+        return replace(plan, schedule=replace(plan.schedule, peak_bytes=peaks[costliest]))
+
+    def peak(self, schedule: WindowSchedule, grain: WindowGrain) -> int:
+        """Bytes at the worst moment of a grain, beyond the network's own."""
+        height, width = schedule.size
+        image = torch.empty(height, width, 3, dtype=torch.uint8, device="meta")
+        memory = self._predictor.memory = LiveBytes()
+        with torch.no_grad(), memory:
+            share = self._predictor.share(schedule, grain, image)
+            memory.spike(share.nbytes)  # its copy for whoever merges
+        return memory.peak + grain.reach[0].length * width * 3
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of the network on one input: multiply-adds, bytes at the worst moment, shape of what it returns."""
+
+    macs: int
+    peak: int
+    shape: torch.Size
+
+
+class _Predictor(WindowPredictor):
+    """Runs its network once for each size of input, and remembers what that takes."""
+
+    memory: LiveBytes
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.cost = cache(self._run)
+
+    def _run(self, height: int, width: int) -> _Cost:
+        x = torch.empty(1, 3, height, width, dtype=self.dtype, device=self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as memory:
+            shape = super().channels(x).shape
+        return _Cost(counted_macs(counter), memory.peak, shape)
+
+    def channels(self, x: Tensor) -> Tensor:
+        cost = self.cost(*x.shape[-2:])
+        self.memory.spike(cost.peak)
+        return torch.empty(cost.shape, device=self.device)
+
+
+def _reached(grain: WindowGrain) -> int:
+    return grain.reach[0].length * grain.reach[1].length

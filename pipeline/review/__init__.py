@@ -1,0 +1,1 @@
+"""Looking at results: scores, the report page, and what a network looked at."""

@@ -1,0 +1,135 @@
+"""Compare a folder of predictions with a folder of labels."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fullres.ops import metrics
+from fullres.pipeline.data.images import ImageError, read_labels
+from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
+from fullres.pipeline.predict.outputs import is_picture
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over a set of images; fractions in [0, 1], nan where nothing was counted."""
+
+    dataset: Dataset
+    images: int
+    confusion: np.ndarray  # KxK int64, rows are the truth
+
+    @cached_property
+    def class_iou(self) -> np.ndarray:
+        """IoU of each class, K float64."""
+        return metrics.class_iou(self.confusion)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes present."""
+        return metrics.mean_score(self.class_iou)
+
+    @property
+    def small_thin_iou(self) -> float:
+        """Mean IoU over the data set's small and thin classes, as in paper 000, Tables 3 and 4."""
+        return metrics.mean_score(self.class_iou, self.dataset.small_thin_ids)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of pixels whose class is right."""
+        return metrics.pixel_accuracy(self.confusion)
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over classes of the share of their pixels that were found."""
+        return metrics.mean_score(metrics.class_accuracy(self.confusion))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values; nan becomes None, which JSON knows."""
+
+        def plain(score: float) -> float | None:
+            return None if math.isnan(score) else float(score)
+
+        return {
+            "dataset": self.dataset.name,
+            "images": self.images,
+            "mean_iou": plain(self.mean_iou),
+            "small_thin_iou": plain(self.small_thin_iou),
+            "pixel_accuracy": plain(self.pixel_accuracy),
+            "mean_accuracy": plain(self.mean_accuracy),
+            "class_iou": dict(zip(self.dataset.classes, map(plain, self.class_iou), strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate(
+    pred_dir: str | Path,
+    label_dir: str | Path,
+    dataset: Dataset,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score the class-id PNG files in `pred_dir` against the label files in `label_dir`.
+
+    Both folders are searched recursively, and files are matched by relative path and name, less the endings
+    that `dataset` gives to images and labels. The pictures that `predict` writes beside class ids are left
+    out. Frames are read by several threads.
+
+    Args:
+        progress: called with (frames done, frames in all) after each frame.
+
+    Raises:
+        FilesError: a folder without files, predictions without label or labels without prediction;
+            or, of all frames, those unreadable, of unequal size or with ids that don't belong.
+    """
+    pairs = match(pred_dir, label_dir, dataset)
+    confusion = np.zeros((len(dataset.classes),) * 2, np.int64)
+    problems = []
+
+    def score(pair: tuple[Path, Path]) -> np.ndarray | str:
+        return _score(*pair, dataset)
+
+    with ThreadPoolExecutor() as threads:
+        for done, result in enumerate(threads.map(score, pairs), 1):
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                confusion += result
+            if progress:
+                progress(done, len(pairs))
+    if problems:
+        raise FilesError(f"{len(problems)} of {len(pairs)} frames can't be scored:", problems)
+    return Evaluation(dataset, len(pairs), confusion)
+
+
+def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list[tuple[Path, Path]]:
+    """List (prediction file, label file), sorted; raises as `evaluate` does."""
+    folder = Path(pred_dir)
+    if not folder.is_dir():
+        raise FilesError(f"{folder}: no such folder", [])
+    found = (p for p in sorted(folder.rglob("*.png")) if p.name[0] != "." and not is_picture(p))
+    predictions = [(p, p.relative_to(folder).with_suffix("")) for p in found]
+    if not predictions:
+        raise FilesError(f"{folder}: no predictions; they are class-id PNG files", [])
+    return pair_with_labels(predictions, Path(label_dir), dataset, "prediction")
+
+
+def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | str:
+    """The confusion of one frame, or in one line why there is none."""
+    try:
+        prediction = read_labels(pred_path)
+        label = dataset.read(label_path)
+    except (ImageError, ValueError) as error:
+        return str(error)
+    if prediction.shape != label.shape:
+        sizes = " but ".join(f"{height}x{width}" for height, width in (prediction.shape, label.shape))
+        return f"{pred_path}: size {sizes} in {label_path}"
+    try:
+        return metrics.confusion_matrix(prediction, label, len(dataset.classes), dataset.ignore_index)
+    except ValueError as error:
+        return f"{pred_path}: {error}"

@@ -1,0 +1,1 @@
+"""Training targets of label maps: computed, written, read and drawn."""

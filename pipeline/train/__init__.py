@@ -1,0 +1,1 @@
+"""Training: the network it starts from, its objective, and the loop around it."""

@@ -1,0 +1,216 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fullres.models.spgnet import stretched
+from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.predict.window_memory import WindowCosts
+from fullres.pipeline.predict.windows import (
+    Merger,
+    WindowError,
+    WindowPredictor,
+    WindowSpec,
+    plan_windows,
+    predict_windows,
+)
+from tests.networks import narrow, random_image
+
+torch.set_num_threads(1)
+
+
+class Small(nn.Module):
+    """Sees the whole of its input, and its border."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        return 2 * self.conv(x) + x.mean((2, 3), keepdim=True)[:, :1]
+
+    def guided(self, x):
+        return self(x), self.conv(x).abs()
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return WindowPredictor(Small(), torch.device("cpu"), "fp32")
+
+
+def channels(network, x, attention):
+    logits, maps = network.guided(x)
+    return torch.cat([logits.softmax(1), maps[:, attention]], 1)
+
+
+def plain(image, spec, attention=()):
+    """The same without grains: whole resized images, window after window."""
+    network, (height, width) = Small().eval(), image.shape[:2]
+    count = 5 + len(attention)
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    total = torch.zeros(count, height, width)
+    for scale in spec.scales:
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        scaled = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        window = [n if spec.window is None else spec.window for n in size]
+        pads = [max(0, w - n) for w, n in zip(window, size, strict=True)]
+        padded = F.pad(scaled, (pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2))
+        stride = spec.stride or -(-2 * (spec.window or 1) // 3)
+        sums, counts = torch.zeros(count, *padded.shape[-2:]), torch.zeros(padded.shape[-2:])
+        tops, lefts = (
+            [0] if spec.window is None else
+            sorted({min(i, n - w) for i in range(0, n - w + stride, stride)})
+            for n, w in zip(padded.shape[-2:], window, strict=True)
+        )  # fmt: skip
+        for top in tops:
+            for left in lefts:
+                part = padded[..., top : top + window[0], left : left + window[1]]
+                p = channels(network, part, attention)
+                if spec.flip:
+                    p = (p + channels(network, part.flip(-1), attention).flip(-1)) / 2
+                sums[:, top : top + window[0], left : left + window[1]] += p[0]
+                counts[top : top + window[0], left : left + window[1]] += 1
+        mean = sums / counts
+        mean = mean[:, pads[0] // 2 :, pads[1] // 2 :][:, : size[0], : size[1]]
+        total += F.interpolate(mean[None], (height, width), mode="bilinear", align_corners=False)[0]
+    return (total / len(spec.scales)).detach().numpy()
+
+
+specs = st.builds(
+    WindowSpec,
+    scales=st.lists(
+        st.sampled_from([0.4, 0.5, 0.75, 1.0, 1.3, 2.0]), min_size=1, max_size=3, unique=True
+    ).map(tuple),
+    flip=st.booleans(),
+    window=st.one_of(st.none(), st.integers(1, 20)),
+    stride=st.none(),
+)
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(st.tuples(st.integers(20, 50), st.integers(20, 50)), specs, st.integers(1, 30))
+def test_equal_to_whole_images_window_by_window(size, spec, stride):
+    if spec.window is not None and stride <= spec.window:
+        spec = WindowSpec(spec.scales, spec.flip, spec.window, stride)
+    image = random_image(*size)
+    predictor = WindowPredictor(Small(), torch.device("cpu"), "fp32")
+    result = predict_windows(predictor, plan_windows(size, spec), image, scores=True)
+    np.testing.assert_allclose(result, plain(image, spec), atol=2e-5)
+    np.testing.assert_allclose(result.sum(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize(
+    "spec", [WindowSpec((1.3,)), WindowSpec((0.5, 1.0, 2.0), True, 30), WindowSpec((1.0,), False, 17, 9)]
+)
+def test_attention_is_merged_as_it_is_and_stretched_over_the_image(spec, scores):
+    size, attention = (41, 50), (3, 1)
+    image = random_image(*size)
+    predictor = WindowPredictor(Small(), torch.device("cpu"), "fp32", attention)
+    result = predict_windows(predictor, plan_windows(size, spec), image, scores)
+    expected = plain(image, spec, attention)
+    np.testing.assert_allclose(result.attention, stretched(torch.from_numpy(expected[5:])), atol=1e-4)
+    without = predict_windows(
+        WindowPredictor(Small(), torch.device("cpu"), "fp32"), plan_windows(size, spec), image, scores
+    )
+    assert result.classes.tobytes() == without.tobytes()
+
+
+def test_attention_of_an_image_in_one_window_is_the_networks():
+    network, image = narrow("spgnet18x2"), random_image(70, 90)
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    with torch.no_grad():
+        expected = network.attention(x)[0, [4, 2]]
+    predictor = WindowPredictor(network, torch.device("cpu"), "fp32", (4, 2))
+    result = predict_windows(predictor, plan_windows((70, 90), WindowSpec()), image)
+    np.testing.assert_allclose(result.attention, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 20), (200, 130)])
+def test_one_window_that_covers_it_is_the_whole_image(predictor, size):
+    image = random_image(*size)
+    whole = predict_windows(predictor, plan_windows(size, WindowSpec()), image, scores=True)
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    np.testing.assert_allclose(whole, predictor.network(x).softmax(1)[0].numpy(), atol=1e-6)
+    if size[0] == size[1]:
+        same = predict_windows(predictor, plan_windows(size, WindowSpec(window=size[0])), image, scores=True)
+        assert np.array_equal(whole, same)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_shares_may_come_in_any_order(random):
+    spec = WindowSpec((0.5, 1.0, 1.5), True, 40, 25)
+    size, predictor = (150, 101), WindowPredictor(Small(), torch.device("cpu"), "fp32")
+    image, plan = random_image(*size), plan_windows(size, spec)
+    shares = [predictor.run(plan.schedule, grain, image) for grain in plan.grains]
+    order = list(plan.grains)
+    random.shuffle(order)
+    merger = Merger(plan, scores=False)
+    complete = [merger.add(grain, shares[grain.index]) for grain in order]
+    assert complete == [False] * (len(order) - 1) + [True]
+    assert np.array_equal(merger.result, predict_windows(predictor, plan, image))
+
+
+def test_a_merger_holds_a_band():
+    spec = WindowSpec((0.5, 1.0), False, 64)
+    plan = plan_windows((2000, 80), spec)
+    merger, most = Merger(plan, scores=False), 0
+    for grain in plan.grains:
+        (top, bottom), (left, right) = grain.reach
+        merger.add(grain, np.ones((5, bottom - top, right - left), np.float32))
+        most = max(most, sum(band.shape[1] for band in merger._bands.values()))
+    assert most <= 128 + 3 * 64 + 64
+
+
+def test_class_ids_are_those_of_the_scores(predictor):
+    size, spec = (70, 90), WindowSpec((1.0, 1.25), True, 33)
+    image, plan = random_image(*size), plan_windows(size, spec)
+    scores = predict_windows(predictor, plan, image, scores=True)
+    labels = predict_windows(predictor, plan, image)
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, scores.argmax(0))
+
+
+def test_a_window_larger_than_the_image_is_refused():
+    with pytest.raises(WindowError, match="--window is 713: at most 360, the shorter side"):
+        plan_windows((360, 480), WindowSpec(window=713))
+
+
+def peak(size, spec, precision="fp32", attention=(), name="spgnet18x2"):
+    costs = WindowCosts(narrow(name, 1 / 4), precision, attention)
+    return costs.fit(plan_windows(size, spec, costs.macs), 1 << 40).schedule.peak_bytes
+
+
+def test_the_predicted_peak_follows_window_precision_and_classes():
+    size = (400, 500)
+    window = peak(size, WindowSpec(window=300))
+    assert peak(size, WindowSpec(window=150)) < 0.4 * window
+    assert peak(size, WindowSpec((1.0, 1.5), window=300)) < 1.2 * window  # no larger a window
+    assert peak(size, WindowSpec((0.5, 1.0), window=300)) > 1.2 * window  # its share is
+    assert peak(size, WindowSpec((1.5,))) > 1.8 * peak(size, WindowSpec())
+    assert peak(size, WindowSpec(flip=True)) > peak(size, WindowSpec())
+    assert peak(size, WindowSpec(), "bf16", name="unet") < 0.7 * peak(size, WindowSpec(), name="unet")
+    assert peak(size, WindowSpec(), attention=(0, 1, 2)) > 1.2 * peak(size, WindowSpec())
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"), [(WindowSpec((0.5, 1.5), window=300), "300x300"), (WindowSpec((0.5, 1.5)), "750x600")]
+)
+def test_a_budget_too_small_names_the_window_and_the_least_that_works(spec, named):
+    costs = WindowCosts(narrow("spgnet18x2"), "fp32")
+    plan = plan_windows((400, 500), spec, costs.macs)
+    with pytest.raises(BudgetError, match="memory budget is 32 MiB: at least ") as caught:
+        costs.fit(plan, 32 << 20)
+    assert f"MiB needed for a window of {named} pixels" in str(caught.value)
+    least = int(re.search(r"at least (\d+) MiB", str(caught.value))[1]) << 20
+    assert costs.fit(plan, least).grains == plan.grains
+    with pytest.raises(BudgetError):
+        costs.fit(plan, least - (1 << 20))

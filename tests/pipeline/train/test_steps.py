@@ -1,0 +1,190 @@
+"""The loss of a batch, held against each paper's objective written out with torch's own functions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fullres.models.catalogue import CATALOGUE
+from fullres.ops.rmi import rmi_loss
+from fullres.pipeline.train.network import ModelConfig, starting_network
+from fullres.pipeline.train.steps import segmentation_loss
+from tests.models.base import image
+
+torch.set_num_threads(1)
+
+CLASSES = 5
+SIZE = (65, 96)  # no multiple of 32: cells at the border are cut
+
+
+def network_of(name, auxiliary="cross_entropy"):
+    torch.manual_seed(0)
+    config = ModelConfig(name=name, width=1 / 8, auxiliary=auxiliary)
+    return starting_network(config, CLASSES)
+
+
+def labels_of(count=2):
+    labels = torch.randint(CLASSES + 1, (count, *SIZE), generator=torch.Generator().manual_seed(0))
+    return labels.where(labels != CLASSES, 255)
+
+
+def loss_and_output(network, images, labels):
+    """Of the same dropout."""
+    torch.manual_seed(1)
+    loss = segmentation_loss(network, images, labels)
+    torch.manual_seed(1)
+    return loss, network(images)
+
+
+def cross_entropy(logits, labels):
+    return F.cross_entropy(logits, labels, ignore_index=255)
+
+
+def enlarged(head, align_corners):
+    return F.interpolate(head, SIZE, mode="bilinear", align_corners=align_corners)
+
+
+def shares(labels, scale):
+    """Of each class, the ignored pixels last, in each cell, N x (classes + 1) x h x w; cells are padded with
+    a class more, which is then taken out."""
+    size = [-(-n // scale) * scale for n in SIZE]
+    padded = torch.full((len(labels), *size), CLASSES + 1)
+    padded[:, : SIZE[0], : SIZE[1]] = labels.where(labels != 255, CLASSES)
+    counted = F.avg_pool2d(F.one_hot(padded).movedim(-1, 1).float(), scale)[:, : CLASSES + 1]
+    return counted / counted.sum(1, keepdim=True)
+
+
+def kl(head, labels, scale):
+    """Mean over cells."""
+    target = shares(labels, scale)
+    return F.kl_div(head.log_softmax(1), target, reduction="none").sum(1).mean()
+
+
+def against_the_rest(logits, labels):
+    """Binary cross entropy, summed over classes, mean over labelled pixels."""
+    truth = F.one_hot(labels.where(labels != 255, CLASSES), CLASSES + 1)[..., :CLASSES].movedim(-1, 1).float()
+    every = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1)
+    return every[labels != 255].mean()
+
+
+@pytest.mark.parametrize("name", ["hrnet18", "unet"])
+def test_cross_entropy(name):
+    network, images, labels = network_of(name), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    logits = output if name == "hrnet18" else output.logits
+    torch.testing.assert_close(loss, cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "align_corners"),
+    [
+        *(("pspnet50", True), ("dilatedfcn50", True), ("upernet50", False), ("ann50", False)),
+        *(("ccnet50", False), ("dmnet50", False), ("deeplabv3plus50", False)),
+        *(("deeplabv3plus-xception", False), ("deeplabv3plus-mobilenet", False)),
+    ],
+)
+def test_one_auxiliary_head(name, align_corners):
+    network, images, labels = network_of(name), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    (head,) = output.heads
+    assert head.shape[1] == CLASSES
+    expected = cross_entropy(output.logits, labels)
+    expected = expected + 0.4 * cross_entropy(enlarged(head, align_corners), labels)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [
+        *(("pspnet50", (4, 8, 8, 8)), ("upernet50", (4, 8, 16, 32)), ("deeplabv3plus50", (4, 8, 16, 16))),
+        *(("deeplabv3plus-mobilenet", (4, 8, 16, 16)), ("ocrnet18", (4, 8, 16, 32))),
+    ],
+)
+def test_class_probabilities_on_every_stage(name, scales):
+    network, images, labels = network_of(name, "class_probability"), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    heads = sum(kl(head, labels, scale) for head, scale in zip(output.heads, scales, strict=True))
+    expected = cross_entropy(output.logits, labels) + 0.4 * heads
+    if name == "ocrnet18":
+        expected = expected + 0.4 * cross_entropy(output.soft_regions, labels)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_soft_regions():
+    network, images, labels = network_of("ocrnet18"), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    assert output.heads == ()
+    expected = cross_entropy(output.logits, labels) + 0.4 * cross_entropy(output.soft_regions, labels)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("spgnet18", 1), ("spgnet18x2", 2)])
+def test_every_stage_counts_alike(name, stages):
+    """A batch of fewer pixels than hard example mining keeps at least."""
+    network, images, labels = network_of(name), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    assert len(output.stages) == stages
+    torch.testing.assert_close(loss, sum(cross_entropy(logits, labels) for logits in output.stages))
+
+
+def test_two_resolutions():
+    network, images, labels = network_of("seethroughnet48"), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    expected = rmi_loss(output.logits, labels)
+    for head, scale in zip(output.heads, (4, 8, 16, 8, 16, 32), strict=True):
+        expected = expected + kl(head, labels, scale)
+    for logits in (output.half, output.full):
+        expected = expected + 0.05 * against_the_rest(logits, labels)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_all_phases_of_smp_are_every_pixel():
+    network, images, labels = network_of("smp18").eval(), image(2, (9, 14)), labels_of()[:, :9, :14]
+    loss = segmentation_loss(network, images, labels, phases=(16, 4, 4, 4))
+    torch.testing.assert_close(loss, cross_entropy(network(images), labels))
+
+
+@pytest.mark.parametrize("name", ["fcn32s18", "fcn8s18"])
+def test_fcn_at_every_pixel_or_on_a_lattice(name):
+    network, images, labels = network_of(name).eval(), image(2, SIZE), labels_of()
+    logits = network(images)
+    torch.testing.assert_close(segmentation_loss(network, images, labels), cross_entropy(logits, labels))
+    lattices = [
+        cross_entropy(logits[..., y::2, x::2], labels[..., y::2, x::2]) for y in (0, 1) for x in (0, 1)
+    ]
+    drawn = [segmentation_loss(network, images, labels, loss_stride=2) for _ in range(32)]
+    found = [[bool((a - b).abs() < 1e-5) for b in lattices] for a in drawn]
+    assert all(any(row) for row in found)
+    assert all(any(column) for column in zip(*found, strict=True))
+
+
+FAMILIES = (
+    *("smp18", "fcn32s18", "fcn8s18", "pspnet50", "deeplabv3plus-mobilenet", "hrnet18", "ocrnet18"),
+    *("spgnet18x2", "unet"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_labelled_is_no_loss(name):
+    """But where the ignored share is predicted too, as by SeeThroughNet."""
+    network = network_of(name)
+    loss = segmentation_loss(network, image(2, SIZE), torch.full((2, *SIZE), 255))
+    loss.backward()
+    assert loss == 0
+    assert [n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_network_takes_a_step(name):
+    """A gradient on every parameter, and under bf16 autocast the same loss to its precision, which a hundred
+    layers multiply on features of 3 x 3."""
+    network, images, labels = network_of(name), image(2, SIZE), labels_of()
+    torch.manual_seed(1)
+    loss = segmentation_loss(network, images, labels)
+    loss.backward()
+    untouched = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert untouched == []
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = segmentation_loss(network, images, labels)
+    torch.testing.assert_close(rounded, loss, rtol=0.25, atol=0.05)
