@@ -28,6 +28,7 @@ from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.weights import load_network
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.data.images import image_size, write_bytes_atomically
+from fullres.pipeline.predict.bound import BoundTree
 from fullres.pipeline.predict.describe import LevelSummary, bytes_moved, describe
 from fullres.pipeline.predict.execute import tree_of
 from fullres.pipeline.predict.plan import Plan, plan_image
@@ -161,7 +162,7 @@ def _lines(tree: FullResolution, plan: Plan, budget: int, workers: int, images: 
     each = f"{most:,.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:,.2f} to {most:,.2f}"
     count = f"{images} image{'s' * (images > 1)}"
     with_workers = f"{workers} worker{'s' * (workers > 1)}"
-    first = tree.with_trunk(schedule.trunk).levels[0].stride[0]
+    first = BoundTree(tree, schedule).stride(0)[0]
     trunk = f"up to output stride {first}, run again for each node there" if schedule.trunk else "none"
     return [
         f"tiles:      {tiles}",
@@ -230,7 +231,7 @@ def _cut(tree: FullResolution, plan: Plan) -> str:
 
 def _stride(tree: FullResolution, plan: Plan) -> tuple[int, int]:
     """Of the level at which the work is cut."""
-    return tree.with_trunk(plan.schedule.trunk).levels[plan.grains[0].level].stride
+    return BoundTree(tree, plan.schedule).stride(plan.grains[0].level)
 
 
 def _repeated(plan: Plan) -> float:

@@ -35,7 +35,7 @@ class Convolution(nn.Module):
         if (
             self.weight.device.type == "cpu"
             and torch.backends.mkldnn.is_available()
-            and self.weight.dtype in (torch.float32, torch.bfloat16)
+            and (self.weight.dtype == torch.float32 or self._is_bf16_for_onednn())
         ):
             few = min(self.in_channels, self.out_channels) < _PACK_FROM or self.groups > 1
             self._packed = (
@@ -46,6 +46,10 @@ class Convolution(nn.Module):
                 )
             )
         return self
+
+    def _is_bf16_for_onednn(self) -> bool:
+        """In a precision that oneDNN has kernels for on AVX-512 and newer only."""
+        return self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
     def unpack(self) -> None:
         """Back to separate operations, as before `pack`."""

@@ -1,4 +1,8 @@
-"""A tree made ready for inference: batch norm folded into convolutions, sums and ReLUs done by them."""
+"""A tree made ready for inference: batch norm folded into convolutions, sums and ReLUs done by them.
+
+Its levels may be cut elsewhere than those of the tree it was made from: a stage of convolution, batch norm
+and ReLU has become one step. So a plan and its run are both of the inference form.
+"""
 
 import copy
 from collections import Counter
@@ -10,6 +14,16 @@ from torch import nn
 from fullres.models.full_resolution.split_merge import FullResolution, is_relu
 from fullres.models.full_resolution.trace import FunctionCall, Step
 from fullres.ops.convolution import Convolution
+
+
+def inference_form(tree: FullResolution) -> FullResolution:
+    """`tree` with batch norm folded, sums and ReLUs fused: a copy with its own parameters. What plans are
+    made from and workers run; a tree that is one already is returned as it is."""
+    if tree.for_inference:
+        return tree
+    ready = fuse(fold_batch_norm(tree))
+    ready.for_inference = True
+    return ready
 
 
 def fold_batch_norm(tree: FullResolution) -> FullResolution:

@@ -66,6 +66,7 @@ class FullResolution(nn.Module):
         self.network = network
         self.outputs = tuple(outputs)
         self.levels = build_levels(steps, outputs)
+        self.for_inference = False  # whether `fold.inference_form` made it
         self._trunks: dict[int, FullResolution] = {}
 
     def trunks(self) -> list[int]:

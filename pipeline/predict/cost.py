@@ -1,18 +1,16 @@
 """What running a level costs: multiply-adds and bytes, by walking its steps as `run_level` does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 from torch import nn
 
-from fullres.models.full_resolution.geometry import Span, Spans
+from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Level, Region, needed_regions, needed_spans
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import IMAGE, Pair, Step
 from fullres.ops.convolution import Convolution
-from fullres.ops.pooling import lattice_length
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ def level_cost(
     sources hold.
 
     A convolution's input is counted twice where its border is padded or cropped (a copy) and an image read is
-    counted in fp32, in which it is normalised.
+    counted in fp32, in which it is normalised. A convolution that adds a shortcut is counted as one that
+    makes its output first, as it is where oneDNN doesn't compute it.
     """
     regions = needed_regions(level, region, (0, 0), size)
     channels = {s.name: s.channels for s in level.steps}
@@ -60,9 +59,7 @@ def level_cost(
     live: dict[str, int] = {}
     for step in level.steps:
         copies = _input_copy(step, regions[step.name], made[step.inputs[0]], batch, itemsize)
-        overwritten = (
-            step.inputs[-1] if len(step.inputs) > 1 else step.inputs[0] if step.op == "pointwise" else None
-        )
+        overwritten = step.inputs[-1] if step.op == "pointwise" else None
         overwrites = (
             overwritten in live
             and last_reader[overwritten] == step.name
@@ -146,46 +143,3 @@ def strips_of(span: Span, count: int) -> Iterator[Span]:
 
 def convolutions(tree: FullResolution) -> list[Step]:
     return [step for level in tree.levels for step in level.steps if step.op == "convolution"]
-
-
-def subtree_elements(
-    tree: FullResolution,
-    axis: int,
-    needed: dict[str, Span],
-    strips: Sequence[int],
-    stride: int,
-    count: int,
-    length: int,
-    dense: bool,
-) -> np.ndarray:
-    """How many elements along `axis` each of `convolutions(tree)` computes for a subtree, summed over its
-    nodes: int64 (count, convolutions), for the subtrees at the offsets 0 to count - 1.
-
-    `stride` is that of the subtrees' nodes along this axis, `length` the image's. The multiply-adds of a
-    subtree are the products of both axes: its nodes are pairs of one offset along rows and one along columns.
-    """
-    totals = []
-    for level, cuts in zip(tree.levels, strips, strict=True):
-        own = level.stride[axis]
-        lengths = [lattice_length(length, o, own) for o in range(own)]
-        # Nodes with lattices of one length compute alike, and the first is looked at; those of a trunk don't.
-        looked_at = [o if level.is_trunk else lengths.index(lengths[o]) for o in range(own)]
-        times = np.zeros((count, own), dtype=np.int64)
-        for subtree in range(count):
-            for offset in [subtree % own] if own <= stride or not dense else range(subtree, own, stride):
-                times[subtree, looked_at[offset]] += 1
-        rows = [
-            (o, *strip)
-            for o in sorted(set(looked_at))
-            for strip in strips_of(
-                node_span(needed[level.exports[0]], own, lengths[o]), cuts if axis == 0 else 1
-            )
-        ]
-        at, start, stop = np.array(rows, dtype=np.int64).reshape(-1, 3).T
-        spans = needed_spans(level, axis, Spans(start, stop), at, length)
-        names = [step.name for step in level.steps if step.op == "convolution"]
-        elements = np.zeros((own, len(names)), dtype=np.int64)
-        for i, name in enumerate(names):
-            np.add.at(elements[:, i], at, spans[name].length)
-        totals.append(times @ elements)
-    return np.concatenate(totals, axis=1)

@@ -17,9 +17,9 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import Pair
 from fullres.pipeline.predict import windows
-from fullres.pipeline.predict.execute import Predictor, place, tile_window, tree_of
+from fullres.pipeline.predict.bound import BoundTree, Precision
+from fullres.pipeline.predict.execute import Predictor, place, tree_of
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
-from fullres.pipeline.predict.schedule import Precision
 from fullres.pipeline.predict.window_memory import WindowCosts
 
 
@@ -66,39 +66,36 @@ class Engine(Protocol):
 
 
 class SplitMerge:
-    """Every pixel as one device of any size would have it, within a memory budget."""
+    """Every pixel as one device of any size would have it, within a memory budget. Plans, and the workers to
+    which it is sent, use this one tree."""
 
     def __init__(self, network: Network | FullResolution) -> None:
-        self.network = network
         self.tree, self.dense = tree_of(network)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SplitMerge, (self.network,)
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
         return plan_image(self.tree, size, **vars(resources), dense=self.dense, scores=scores)
 
     def parts(self, plan: Plan) -> list[Region]:
-        return [tile_window(self.tree, plan.schedule, tile) for tile in range(len(plan.schedule.tiles))]
+        bound = BoundTree(self.tree, plan.schedule)
+        return [bound.part(tile) for tile in plan.schedule.tiles]
 
     def merger(self, plan: Plan, scores: bool) -> Merger:
-        return _TreeMerger(self.tree, plan, len(plan.grains))
+        return _TreeMerger(BoundTree(self.tree, plan.schedule), len(plan.grains))
 
     def predictor(self, device: torch.device, precision: Precision) -> Predictor:
-        return Predictor(self.network, device, precision)
+        return Predictor(self.tree, device, precision)
 
 
 @dataclass
 class _TreeMerger:
-    tree: FullResolution
-    plan: Plan
+    bound: BoundTree
     left: int
     result: np.ndarray | None = None
 
     def add(self, grain: Grain, part: np.ndarray) -> bool:
         if self.result is None:
-            self.result = np.empty((*part.shape[:-2], *self.plan.schedule.size), part.dtype)
-        place(self.result, self.plan.schedule, self.tree, grain, part)
+            self.result = np.empty((*part.shape[:-2], *self.bound.schedule.size), part.dtype)
+        place(self.result, self.bound, grain, part)
         self.left -= 1
         return self.left == 0
 

@@ -6,6 +6,7 @@ grain: depth first over the tree, sibling subtrees batched as the plan's fan-out
 it says so. `predict_image` runs a whole plan; Ray workers run the same grains.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fullres.models.catalogue import Network
 from fullres.models.fcn import FCN8s, FCN32s
-from fullres.models.full_resolution.fold import fold_batch_norm, fuse
+from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution, Piece, Source, split_merge
@@ -26,9 +27,9 @@ from fullres.ops.convolution import Convolution
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
 from fullres.pipeline.data.transforms import normalise
-from fullres.pipeline.predict.cost import demands, node_span, strips_of
+from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
+from fullres.pipeline.predict.cost import area, strips_of
 from fullres.pipeline.predict.plan import Grain, Plan
-from fullres.pipeline.predict.schedule import Precision, Schedule, output_spans
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements (classes x pixels) interpolated to full resolution at a time.
@@ -59,13 +60,13 @@ def native_precision(device: torch.device) -> Precision:
 
 
 def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
-    """The network's tree, and whether every phase is wanted (SMP, what `split_merge` made) or the first alone
-    (FCN32s, FCN8s)."""
+    """The network's tree as inference runs it, and whether every phase is wanted (SMP, what `split_merge`
+    made) or the first alone (FCN32s, FCN8s)."""
     if isinstance(network, FullResolution):
-        return network, True
+        return inference_form(network), True
     if isinstance(network, SMP):
-        return network.full_resolution(), True
-    return split_merge(_Scores(network)), False
+        return inference_form(network.full_resolution()), True
+    return inference_form(split_merge(_Scores(network))), False
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,6 @@ class ImageSource:
         return normalise(torch.from_numpy(part).to(self.device)[None], self.dtype)
 
 
-def tile_window(tree: FullResolution, schedule: Schedule, tile: int) -> Region:
-    """The part of the image that a tile is computed from: the tile and its halo, clipped to the image."""
-    tree = tree.with_trunk(schedule.trunk)
-    spans = tuple(
-        demands(tree, a, output_spans(tree, a, schedule.tiles[tile][a], schedule.size[a], schedule.dense))[
-            IMAGE
-        ].clip(schedule.size[a])
-        for a in (0, 1)
-    )
-    return spans  # type: ignore[return-value]
-
-
 class Predictor:
     """A network ready for inference on one device."""
 
@@ -109,8 +98,10 @@ class Predictor:
         tree, self.dense = tree_of(network)
         self.dtype = DTYPES[precision]
         self.device = device
-        self.tree = fuse(fold_batch_norm(tree)).to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.tree.requires_grad_(False)
+        # A copy: the caller's tree may be planned with, and made ready in other precisions.
+        ready = copy.deepcopy(tree).requires_grad_(False)
+        self.tree: FullResolution = ready.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._bound: BoundTree | None = None
         for module in self.tree.modules():
             if isinstance(module, Convolution):
                 module.pack()
@@ -119,37 +110,43 @@ class Predictor:
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
         """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
 
-        window: what `tile_window` says, (rows, columns, 3) uint8. Scores are float32, float16 if the
-        precision is bf16.
+        window: the part of the image that `bind(schedule).part` names, (rows, columns, 3) uint8. Scores are
+        float32, float16 if the precision is bf16.
         """
-        region = tile_window(self.tree, schedule, grain.tile)
-        image = ImageSource(window, (region[0].start, region[1].start), self.dtype, self.device)
-        run = _Run(self.tree, schedule, grain, scores)
+        bound = self.bind(schedule)
+        rows, columns = bound.part(schedule.tiles[grain.tile])
+        image = ImageSource(window, (rows.start, columns.start), self.dtype, self.device)
+        run = _Run(bound, grain, scores)
         if schedule.dense:
             run.descend(-1, [(0, 0)], {IMAGE: image})
         else:
             run.interpolate({IMAGE: image})
+        if run.written != run.result.size:
+            raise RuntimeError(f"{run.result.size - run.written} elements of {grain} were not computed")
         return run.result
+
+    def bind(self, schedule: Schedule) -> BoundTree:
+        """The tree as this schedule runs it. Grains of one plan come one after another: the last is kept."""
+        if self._bound is None or self._bound.schedule != schedule:
+            self._bound = BoundTree(self.tree, schedule)
+        return self._bound
 
 
 class _Run:
     """One grain's way through the tree."""
 
-    def __init__(self, tree: FullResolution, schedule: Schedule, grain: Grain, scores: bool) -> None:
-        self.tree = tree = tree.with_trunk(schedule.trunk)
-        self.schedule, self.grain, self.scores = schedule, grain, scores
-        self.tile = schedule.tiles[grain.tile]
-        self.demands = [
-            demands(tree, a, output_spans(tree, a, self.tile[a], schedule.size[a], schedule.dense))
-            for a in (0, 1)
-        ]
-        self.stride = tree.levels[grain.level].stride if grain.level >= 0 else (1, 1)
+    def __init__(self, bound: BoundTree, grain: Grain, scores: bool) -> None:
+        self.bound, self.tree, self.schedule = bound, bound.tree, bound.schedule
+        self.grain, self.scores = grain, scores
+        self.tile = self.schedule.tiles[grain.tile]
+        self.stride = bound.stride(grain.level)
         shape = tuple(lattice_length(self.tile[a].length, grain.offset[a], self.stride[a]) for a in (0, 1))
         if scores:
-            dtype = np.float16 if schedule.precision == "bf16" else np.float32
-            self.result = np.empty((tree.channels[0], *shape), dtype)
+            dtype = np.float16 if self.schedule.precision == "bf16" else np.float32
+            self.result = np.empty((self.tree.channels[0], *shape), dtype)
         else:
             self.result = np.empty(shape, np.uint8)
+        self.written = 0  # elements of the result
 
     def descend(self, level: int, offsets: Sequence[Pair], sources: Mapping[str, Source]) -> None:
         """Everything below the batch of nodes `offsets` of `level`, whose exports are among `sources`."""
@@ -158,11 +155,11 @@ class _Run:
             assert isinstance(piece, Piece)
             self._write(piece)
             return
-        stride = self.tree.levels[level].stride if level >= 0 else (1, 1)
+        stride = self.bound.stride(level)
         for phases in self._batches(level + 1, offsets[0], stride):
             children = [(y + k * stride[0], x + l * stride[1]) for k, l in phases for y, x in offsets]
-            region, lengths = self._region(level + 1, children[0])
-            if min(lengths) == 0 or region[0].length == 0 or region[1].length == 0:
+            region = self.bound.region(level + 1, self.tile, children[0])
+            if area(region) == 0:
                 continue
             pieces = self._run_level(level + 1, children, region, sources)
             still_read = {name for later in self.tree.levels[level + 2 :] for name in later.reads}
@@ -189,14 +186,6 @@ class _Run:
             phases = list(group)
             batches += [phases[i : i + fanout] for i in range(0, len(phases), fanout)]
         return batches
-
-    def _region(self, level: int, offset: Pair) -> tuple[Region, Pair]:
-        """What the nodes of a level must export, and the size of their lattices."""
-        own = self.tree.levels[level]
-        lengths = tuple(lattice_length(self.schedule.size[a], offset[a], own.stride[a]) for a in (0, 1))
-        name = own.exports[0]
-        region = tuple(node_span(self.demands[a][name], own.stride[a], lengths[a]) for a in (0, 1))
-        return region, lengths  # type: ignore[return-value]
 
     def _run_level(
         self, level: int, offsets: Sequence[Pair], region: Region, sources: Mapping[str, Source]
@@ -228,13 +217,14 @@ class _Run:
         for i, offset in enumerate(leaves.offsets):
             y, x = ((offset[a] - self.grain.offset[a]) // self.stride[a] for a in (0, 1))
             self.result[..., y :: step[0], x :: step[1]] = block[i]
+        self.written += block.size
 
     def interpolate(self, sources: dict[str, Source]) -> None:
         """FCN32s, FCN8s: the first phase of every level, resized to the finest score and summed, then to
         pixels."""
         pieces: dict[str, Piece] = {}
         for level in range(len(self.tree.levels)):
-            region, _ = self._region(level, (0, 0))
+            region = self.bound.region(level, self.tile)
             pieces.update(self._run_level(level, [(0, 0)], region, {**sources, **pieces}))
         fine, *coarser = (pieces[name] for name in self.tree.outputs)
         height, width = self.schedule.size
@@ -258,17 +248,15 @@ class _Run:
             )[0]
             block = full if self.scores else full.argmax(0).to(torch.uint8)
             self.result[..., start - top : stop - top, :] = block.cpu().numpy()
+            self.written += block.numel()
 
 
-def place(
-    out: np.ndarray, schedule: Schedule, tree: FullResolution, grain: Grain, result: np.ndarray
-) -> None:
+def place(out: np.ndarray, bound: BoundTree, grain: Grain, result: np.ndarray) -> None:
     """Merge pooling (Eq. 2): a grain's result into the image's array (..., H, W)."""
-    tile = schedule.tiles[grain.tile]
-    levels = tree.with_trunk(schedule.trunk).levels
-    stride = levels[grain.level].stride if grain.level >= 0 else (1, 1)
-    region = out[..., tile[0].start : tile[0].stop, tile[1].start : tile[1].stop]
-    region[..., grain.offset[0] :: stride[0], grain.offset[1] :: stride[1]] = result
+    rows, columns = bound.schedule.tiles[grain.tile]
+    down, across = bound.stride(grain.level)
+    region = out[..., rows.start : rows.stop, columns.start : columns.stop]
+    region[..., grain.offset[0] :: down, grain.offset[1] :: across] = result
 
 
 def predict_image(
@@ -284,14 +272,15 @@ def predict_image(
     """
     if image.shape != (*plan.schedule.size, 3):
         raise ValueError(f"image is {image.shape}, the plan is for {plan.schedule.size}")
+    bound = predictor.bind(plan.schedule)
     out: np.ndarray | None = None
     for grain in plan.grains:
-        rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
+        rows, columns = bound.part(plan.schedule.tiles[grain.tile])
         window = image[rows.start : rows.stop, columns.start : columns.stop]
         result = predictor.run(plan.schedule, grain, window, scores)
         if out is None:
             out = np.empty((*result.shape[:-2], *plan.schedule.size), result.dtype)
-        place(out, plan.schedule, predictor.tree, grain, result)
+        place(out, bound, grain, result)
         progress(grain)
     assert out is not None
     return out

@@ -1,6 +1,6 @@
 """The split plan: how one image becomes grains of work for any number of workers within a memory budget.
 
-A plan has two halves. The *schedule* (`pipeline.schedule`) says which tensors are computed together; it
+A plan has two halves. The *schedule* (`schedule`) says which tensors are computed together; it
 follows from image, network, budget and kind of device alone, so the bytes of the result do not
 depend on who computes what. The *grains* say at which level of the tree the work is handed out; they follow
 from the number of workers too. Cutting deeper repeats prefixes: for SMP-18, 16 grains repeat nothing, 64
@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import Pair
-from fullres.pipeline.predict.schedule import Precision, Schedule, best_schedule, subtree_macs
+from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
+from fullres.pipeline.predict.schedule import best_schedule, subtree_macs
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,18 @@ def plan_image(
     `size` is the image's (H, W); `device` "cpu" or "cuda"; `scores`: scores are returned, not class ids.
     `images` of this size are to be predicted in all. Raises BudgetError.
     """
+    tree = inference_form(tree)
     schedule, least = best_schedule(tree, size, memory_budget, precision, device, dense, scores)
-    return Plan(schedule, _cheapest_grains(tree, schedule, workers, images), least)
+    return Plan(schedule, _cheapest_grains(BoundTree(tree, schedule), workers, images), least)
 
 
-def _cheapest_grains(
-    tree: FullResolution, schedule: Schedule, workers: int, images: int
-) -> tuple[Grain, ...]:
+def _cheapest_grains(bound: BoundTree, workers: int, images: int) -> tuple[Grain, ...]:
     """Grains of the level that ends soonest; of those that end within 0.5 % of each other, the finest."""
-    levels = tree.with_trunk(schedule.trunk).levels
     best: tuple[float, tuple[Grain, ...]] | None = None
-    for level in range(-1, len(levels) if schedule.dense else 0):
-        if any(f > 1 for f in schedule.fanouts[: level + 1]):
+    for level in range(-1, len(bound.levels) if bound.schedule.dense else 0):
+        if any(f > 1 for f in bound.schedule.fanouts[: level + 1]):
             break  # a batch is never cut: its bytes would change
-        grains = _grains(tree, schedule, level)
+        grains = _grains(bound, level)
         ends = -(-len(grains) * images // workers) * max(g.macs for g in grains)
         if best is None or ends <= best[0] * 1.005:
             best = (min(ends, best[0]) if best else ends, grains)
@@ -99,10 +99,10 @@ def _cheapest_grains(
     return best[1]
 
 
-def _grains(tree: FullResolution, schedule: Schedule, level: int) -> tuple[Grain, ...]:
+def _grains(bound: BoundTree, level: int) -> tuple[Grain, ...]:
     nodes = (
         (tile, offset, int(macs))
-        for tile, of_tile in enumerate(subtree_macs(tree, schedule, level))
+        for tile, of_tile in enumerate(subtree_macs(bound, level))
         for offset, macs in np.ndenumerate(of_tile)
     )
     return tuple(Grain(i, tile, level, offset, macs) for i, (tile, offset, macs) in enumerate(nodes))

@@ -11,30 +11,30 @@ what.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from math import ceil, prod
-from typing import Literal
 
 import numpy as np
 
-from fullres.models.full_resolution.geometry import Span
-from fullres.models.full_resolution.levels import Region
+from fullres.models.full_resolution.fold import inference_form
+from fullres.models.full_resolution.geometry import Span, Spans
+from fullres.models.full_resolution.levels import Region, needed_spans
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import IMAGE, Pair
 from fullres.ops.pooling import lattice_length
+from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.cost import (
     Sources,
+    area,
     convolutions,
-    demands,
     macs_per_element,
     node_span,
     strip_cost,
-    subtree_elements,
+    strips_of,
 )  # fmt: skip
 
-Precision = Literal["fp32", "bf16"]
 ITEMSIZE: dict[str, int] = {"fp32": 4, "bf16": 2}
 
 # Elements of a lattice that a batch should have: below, convolutions lose speed on that kind of device.
@@ -43,22 +43,6 @@ BATCH_ELEMENTS = {"cpu": 2048, "cuda": 8192}
 SMALLEST_TILE = 256
 # Kept free of a budget: libraries' scratch space and what an allocator loses (measured: up to 63 MiB).
 RESERVE, USABLE = 64 << 20, 0.95
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the
-    first alone (FCN32s, FCN8s). `trunk`: what `FullResolution.with_trunk` takes; levels, fan-outs and strips
-    are those of that tree. `peak_bytes` is the predicted peak beyond the model's own memory."""
-
-    size: Pair
-    precision: Precision
-    dense: bool
-    trunk: int
-    tiles: tuple[Region, ...]
-    fanouts: tuple[int, ...]
-    strips: tuple[int, ...]
-    peak_bytes: int
 
 
 class BudgetError(ValueError):
@@ -76,6 +60,7 @@ def best_schedule(
 ) -> tuple[Schedule, int]:
     """The schedule with the least work that fits the budget, and the multiply-adds of the image in one piece.
     For the arguments see `plan_image`. Raises BudgetError."""
+    tree = inference_form(tree)
     schedulers = [
         _Scheduler(tree, trunk, size, precision, device, dense, scores) for trunk in (0, *tree.trunks())
     ]
@@ -95,18 +80,6 @@ def best_schedule(
     return best[1], schedulers[0].least_work()
 
 
-def output_spans(tree: FullResolution, axis: int, tile: Span, length: int, dense: bool) -> dict[str, Span]:
-    """The part of each output, in image pixels, that a tile needs along one axis.
-
-    Dense: the tile. Otherwise what bilinear interpolation to full resolution reads, with a margin that covers
-    both interpolations of FCN8s.
-    """
-    if dense:
-        return {name: tile for name in tree.outputs}
-    margin = 2 * tree.stride[axis]
-    return {name: Span(max(0, tile.start - margin), min(length, tile.stop + margin)) for name in tree.outputs}
-
-
 class _Scheduler:
     """Finds tiles, fan-outs and strips, with one trunk."""
 
@@ -120,19 +93,16 @@ class _Scheduler:
         dense: bool,
         scores: bool,
     ) -> None:
-        self.tree, self.trunk, self.size = tree.with_trunk(trunk), trunk, size
-        self.base, self.dense, self.scores = tree, dense, scores
-        self.precision, self.itemsize = precision, ITEMSIZE[precision]
-        self.device = device
+        self.base, self.size, self.scores, self.device = tree, size, scores, device
+        self.itemsize = ITEMSIZE[precision]
+        whole, once = ((Span(0, size[0]), Span(0, size[1])),), (1,) * len(tree.with_trunk(trunk).levels)
+        self.bound = BoundTree(tree, Schedule(size, precision, dense, trunk, whole, once, once, 0))
         self.sources: Sources = {s.name: (s.channels, s.stride) for level in tree.levels for s in level.steps}
         self.sources[IMAGE] = (3, (1, 1))
-        self._known: dict[tuple[int, Span], dict[str, Span]] = {}
 
     def least_work(self) -> int:
         """Multiply-adds of the image in one piece."""
-        whole, once = ((Span(0, self.size[0]), Span(0, self.size[1])),), (1,) * len(self.tree.levels)
-        schedule = Schedule(self.size, self.precision, self.dense, self.trunk, whole, once, once, 0)
-        return _work(self.base, schedule)
+        return _work(self.bound)
 
     def best(self, budget: int) -> tuple[int, Schedule] | None:
         """The schedule with the least work that fits the budget, behind its multiply-adds."""
@@ -143,7 +113,7 @@ class _Scheduler:
             schedule = self._fit(tiles, usable)
             if schedule is None:
                 continue
-            macs = _work(self.base, schedule)
+            macs = _work(BoundTree(self.base, schedule))
             if best is None or macs < best[0]:
                 best, worse = (macs, schedule), 0
             else:
@@ -157,7 +127,7 @@ class _Scheduler:
         seen = set()
         side = max(self.size)
         while True:
-            tiles = tile_grid(self.size, side, self.tree.stride)
+            tiles = tile_grid(self.size, side, self.bound.tree.stride)
             if tiles not in seen:
                 seen.add(tiles)
                 yield tiles
@@ -171,36 +141,21 @@ class _Scheduler:
         return -(-(ceil((usable + 1) / USABLE) + RESERVE) // (1 << 20)) << 20
 
     def _least_peak(self, tile: Region) -> int:
-        fanouts: tuple[int, ...] = (1,) * len(self.tree.levels)
+        fanouts: tuple[int, ...] = (1,) * len(self.bound.levels)
         strips: tuple[int, ...] = ()
-        for _ in self.tree.levels:
+        for _ in self.bound.levels:
             strips = min(((*strips, m) for m in _STRIPS), key=lambda s: self._peak(tile, fanouts, s))
         return self._peak(tile, fanouts, strips)
 
     def _largest(self, tiles: tuple[Region, ...]) -> Region:
-        return max(
-            tiles,
-            key=lambda t: prod(
-                min(b, n) - max(a, 0) for (a, b), n in zip(self._image(t), self.size, strict=True)
-            ),
-        )
-
-    def _image(self, tile: Region) -> Region:
-        return tuple(self._demands(tile, axis)[IMAGE] for axis in (0, 1))  # type: ignore[return-value]
-
-    def _demands(self, tile: Region, axis: int) -> dict[str, Span]:
-        key = (axis, tile[axis])  # tiles of a grid share their rows and columns
-        if key not in self._known:
-            spans = output_spans(self.tree, axis, tile[axis], self.size[axis], self.dense)
-            self._known[key] = demands(self.tree, axis, spans)
-        return self._known[key]
+        return max(tiles, key=lambda tile: area(self.bound.part(tile)))
 
     def _fit(self, tiles: tuple[Region, ...], usable: int) -> Schedule | None:
         tile = self._largest(tiles)
         fanouts = self._wished_fanouts(tile)
         while True:
             strips: tuple[int, ...] = ()
-            for _ in self.tree.levels:
+            for _ in self.bound.levels:
                 fitting = (m for m in _STRIPS if self._peak(tile, fanouts, (*strips, m)) <= usable)
                 strip = next(fitting, None)
                 if strip is None:
@@ -208,8 +163,8 @@ class _Scheduler:
                 strips = (*strips, strip)
             else:
                 peak = self._peak(tile, fanouts, strips)
-                return Schedule(
-                    self.size, self.precision, self.dense, self.trunk, tiles, fanouts, strips, peak
+                return replace(
+                    self.bound.schedule, tiles=tiles, fanouts=fanouts, strips=strips, peak_bytes=peak
                 )
             wide = [j for j, f in enumerate(fanouts) if f > 1]
             if not wide:
@@ -218,10 +173,10 @@ class _Scheduler:
 
     def _wished_fanouts(self, tile: Region) -> tuple[int, ...]:
         fanouts, batch = [], 1
-        for level in self.tree.levels:
+        for level in self.bound.levels:
             elements = prod(max(1, -(-span.length // s)) for span, s in zip(tile, level.stride, strict=True))
             window = prod(level.window)
-            alone = level.is_trunk or not self.dense
+            alone = level.is_trunk or not self.bound.schedule.dense
             wished = 1 if alone else min(window, -(-BATCH_ELEMENTS[self.device] // (elements * batch)))
             fanouts.append(wished)
             batch *= wished
@@ -229,28 +184,19 @@ class _Scheduler:
 
     def _peak(self, tile: Region, fanouts: tuple[int, ...], strips: tuple[int, ...]) -> int:
         """Bytes at the worst moment of the first `len(strips)` levels, for the largest node."""
-        needed = [self._demands(tile, axis) for axis in (0, 1)]
-        window = prod(needed[a][IMAGE].clip(self.size[a]).length for a in (0, 1)) * 3
-        returned = prod(span.length for span in tile)
-        held = window + returned * (sum(self.tree.channels) * self.itemsize if self.scores else 1)
+        returned = area(tile)
+        held = area(self.bound.part(tile)) * 3
+        held += returned * (sum(self.bound.tree.channels) * self.itemsize if self.scores else 1)
         peak, batch = held, 1
-        for level, fanout, strip in zip(self.tree.levels, fanouts, strips, strict=False):
+        for i, (fanout, strip) in enumerate(zip(fanouts, strips, strict=False)):
+            level = self.bound.levels[i]
             batch *= fanout
-            lengths = tuple(lattice_length(self.size[a], 0, level.stride[a]) for a in (0, 1))
-            region: Region = tuple(  # type: ignore[assignment]
-                node_span(needed[a][level.exports[0]], level.stride[a], lengths[a]) for a in (0, 1)
-            )
             sources = {name: self.sources[name] for name in level.reads}
+            region = self.bound.region(i, tile)
             cost = strip_cost(level, sources, batch, region, strip, self.size, self.itemsize)
             peak = max(peak, held + cost.peak + (cost.exports if strip > 1 else 0))
             held += cost.exports
-        last = self.tree.levels[-1]
-        leaf = prod(
-            node_span(
-                needed[a][last.exports[0]], last.stride[a], lattice_length(self.size[a], 0, last.stride[a])
-            ).length
-            for a in (0, 1)
-        )
+        leaf = area(self.bound.region(len(self.bound.levels) - 1, tile))
         return max(peak, held + leaf * batch * 9)  # argmax counts in int64
 
 
@@ -267,29 +213,61 @@ def tile_grid(size: Pair, side: int, stride: Pair) -> tuple[Region, ...]:
     return tuple((rows, columns) for rows in axes[0] for columns in axes[1])
 
 
-def subtree_macs(tree: FullResolution, schedule: Schedule, level: int) -> Iterator[np.ndarray]:
+def subtree_macs(bound: BoundTree, level: int) -> Iterator[np.ndarray]:
     """For each tile, the multiply-adds of every node of a level with all below it, int64 (rows, columns) of
     its offset. `level` -1: of all together, as one node."""
-    tree, size = tree.with_trunk(schedule.trunk), schedule.size
-    stride = tree.levels[level].stride if level >= 0 else (1, 1)
-    weights = np.array([macs_per_element(step) for step in convolutions(tree)], dtype=np.int64)
+    stride = bound.stride(level)
+    weights = np.array([macs_per_element(step) for step in convolutions(bound.tree)], dtype=np.int64)
 
     @cache
     def elements(axis: int, span: Span) -> np.ndarray:
         """For each offset along one axis: see `subtree_elements`. Many tiles share a span."""
-        needed = demands(tree, axis, output_spans(tree, axis, span, size[axis], schedule.dense))
-        count = min(stride[axis], span.length)
-        return subtree_elements(
-            tree, axis, needed, schedule.strips, stride[axis], count, size[axis], schedule.dense
-        )
+        return subtree_elements(bound, axis, span, stride[axis])
 
-    for rows, columns in schedule.tiles:
+    for rows, columns in bound.schedule.tiles:
         yield (elements(0, rows) * weights) @ elements(1, columns).T
 
 
-def _work(tree: FullResolution, schedule: Schedule) -> int:
+def subtree_elements(bound: BoundTree, axis: int, tile: Span, stride: int) -> np.ndarray:
+    """How many elements along `axis` each convolution of the tree computes for a tile, summed over the nodes
+    of a subtree: int64 (subtrees, convolutions), for subtrees whose nodes have this stride, by their offset.
+
+    The multiply-adds of a subtree are the products of both axes: its nodes are pairs of one offset along rows
+    and one along columns.
+    """
+    schedule, needed = bound.schedule, bound.demands_along(axis, tile)
+    length, count = schedule.size[axis], min(stride, tile.length)
+    totals = []
+    for level, cuts in zip(bound.levels, schedule.strips, strict=True):
+        own = level.stride[axis]
+        lengths = [lattice_length(length, o, own) for o in range(own)]
+        # Nodes with lattices of one length compute alike, and the first is looked at; those of a trunk don't.
+        looked_at = [o if level.is_trunk else lengths.index(lengths[o]) for o in range(own)]
+        times = np.zeros((count, own), dtype=np.int64)
+        for subtree in range(count):
+            alone = own <= stride or not schedule.dense
+            for offset in [subtree % own] if alone else range(subtree, own, stride):
+                times[subtree, looked_at[offset]] += 1
+        rows = [
+            (o, *strip)
+            for o in sorted(set(looked_at))
+            for strip in strips_of(
+                node_span(needed[level.exports[0]], own, lengths[o]), cuts if axis == 0 else 1
+            )
+        ]
+        at, start, stop = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+        spans = needed_spans(level, axis, Spans(start, stop), at, length)
+        names = [step.name for step in level.steps if step.op == "convolution"]
+        elements = np.zeros((own, len(names)), dtype=np.int64)
+        for i, name in enumerate(names):
+            np.add.at(elements[:, i], at, spans[name].length)
+        totals.append(times @ elements)
+    return np.concatenate(totals, axis=1)
+
+
+def _work(bound: BoundTree) -> int:
     """Multiply-adds of a whole image."""
-    return sum(int(macs.sum()) for macs in subtree_macs(tree, schedule, -1))
+    return sum(int(macs.sum()) for macs in subtree_macs(bound, -1))
 
 
 def _mib(n: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fullres.cluster.memory import suit_allocator
-from fullres.pipeline.predict.execute import Predictor, tile_window
+from fullres.pipeline.predict.execute import Predictor
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from tests.networks import narrow
 
@@ -56,7 +56,7 @@ def main(
     peaks = []
     suit_allocator(plan.schedule.peak_bytes, budget)
     for grain in costliest(plan, grains):
-        rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
+        rows, columns = predictor.bind(plan.schedule).part(plan.schedule.tiles[grain.tile])
         predictor.run(
             plan.schedule, grain, rng.integers(0, 256, (rows.length, columns.length, 3), dtype=np.uint8)
         )

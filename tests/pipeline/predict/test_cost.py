@@ -7,7 +7,7 @@ from torch import nn
 from fullres.models.full_resolution.trace import Step
 from fullres.ops.convolution import Convolution
 from fullres.pipeline.predict.cost import macs_per_element
-from fullres.pipeline.predict.execute import Predictor, tile_window
+from fullres.pipeline.predict.execute import Predictor
 from fullres.pipeline.predict.plan import plan_image
 from tests.networks import narrow, random_image, vgg
 from tests.pipeline.predict.budgets import least_budget
@@ -27,7 +27,7 @@ def counted(predictor, plan, grain, image):
 
     convolutions = [m for m in predictor.tree.modules() if isinstance(m, Convolution)]
     hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
-    rows, columns = tile_window(predictor.tree, plan.schedule, grain.tile)
+    rows, columns = predictor.bind(plan.schedule).part(plan.schedule.tiles[grain.tile])
     predictor.run(plan.schedule, grain, image[rows.start : rows.stop, columns.start : columns.stop])
     for hook in hooks:
         hook.remove()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fullres.models.full_resolution.geometry import Span
 from fullres.ops.pooling import phases_of
 from fullres.pipeline.data.images import read_image
-from fullres.pipeline.predict.execute import Predictor, native_precision, predict_image, tile_window
+from fullres.pipeline.predict.execute import Predictor, native_precision, predict_image
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from fullres.pipeline.predict.schedule import Schedule, tile_grid
 from tests.networks import assert_same_labels, assert_same_scores, narrow, random_image, scores_at_once, vgg
@@ -183,7 +183,7 @@ def test_a_grain_reads_its_tiles_window_only():
     tiles = tile_grid((300, 280), 80, predictor.tree.stride)
     schedule = Schedule((300, 280), "fp32", True, 0, tiles, (1,) * 5, (1,) * 5, 0)
     middle = next(t for t, (rows, columns) in enumerate(schedule.tiles) if rows.start and columns.start)
-    rows, columns = tile_window(predictor.tree, schedule, middle)
+    rows, columns = predictor.bind(schedule).part(tiles[middle])
     assert 0 < rows.length < 300
     assert 0 < columns.length < 280
     tile_rows, tile_columns = schedule.tiles[middle]

@@ -1,0 +1,99 @@
+"""A tree and a schedule as one: what a plan counts and what a worker runs can't be of different trees."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fullres.models.full_resolution.fold import inference_form
+from fullres.models.full_resolution.geometry import Span
+from fullres.models.full_resolution.levels import Level, Region
+from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.ops.pooling import lattice_length
+from fullres.pipeline.predict.cost import demands, node_span
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the
+    first alone (FCN32s, FCN8s). `trunk`: what `FullResolution.with_trunk` takes; levels, fan-outs and strips
+    are those of that tree. `peak_bytes` is the predicted peak beyond the model's own memory."""
+
+    size: Pair
+    precision: Precision
+    dense: bool
+    trunk: int
+    tiles: tuple[Region, ...]
+    fanouts: tuple[int, ...]
+    strips: tuple[int, ...]
+    peak_bytes: int
+
+
+class BoundTree:
+    """A tree in the form that inference runs, with a schedule's trunk in it, for images of its size.
+
+    tree: any form of it; whatever that is, levels are those of `inference_form`. Raises ValueError for the
+    schedule of a tree with other levels.
+    """
+
+    def __init__(self, tree: FullResolution, schedule: Schedule) -> None:
+        whole = inference_form(tree)
+        if schedule.trunk not in (0, *whole.trunks()):
+            raise ValueError(f"the plan has a trunk up to level {schedule.trunk}: it is of another network")
+        self.tree, self.schedule = whole.with_trunk(schedule.trunk), schedule
+        if not len(self.levels) == len(schedule.fanouts) == len(schedule.strips):
+            raise ValueError(
+                f"the plan has {len(schedule.strips)} levels, the network {len(self.levels)}: "
+                "it is of another network"
+            )
+        self._demands: dict[tuple[int, Span], dict[str, Span]] = {}
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.tree.levels
+
+    def stride(self, level: int) -> Pair:
+        """Pixels from one element of a level's lattice to the next; -1 is the image."""
+        return self.levels[level].stride if level >= 0 else (1, 1)
+
+    def demands_along(self, axis: int, tile: Span) -> dict[str, Span]:
+        """Which part of the image each exported tensor must cover along one axis, for a tile: see
+        `cost.demands`. Tiles of a grid share their rows and columns."""
+        if (axis, tile) not in self._demands:
+            self._demands[axis, tile] = demands(self.tree, axis, self._outputs(axis, tile))
+        return self._demands[axis, tile]
+
+    def demands(self, tile: Region) -> tuple[dict[str, Span], dict[str, Span]]:
+        return self.demands_along(0, tile[0]), self.demands_along(1, tile[1])
+
+    def part(self, tile: Region) -> Region:
+        """The part of the image that a tile is computed from: the tile and its halo, inside the image."""
+        rows, columns = (needed[IMAGE] for needed in self.demands(tile))
+        return rows.clip(self.schedule.size[0]), columns.clip(self.schedule.size[1])
+
+    def lattice(self, level: int, offset: Pair = (0, 0)) -> Pair:
+        """(h, w) of a node."""
+        (height, width), (rows, columns) = self.schedule.size, self.stride(level)
+        return lattice_length(height, offset[0], rows), lattice_length(width, offset[1], columns)
+
+    def region(self, level: int, tile: Region, offset: Pair = (0, 0)) -> Region:
+        """What a node must export for a tile, in elements of its lattice."""
+        name, stride, lengths = self.levels[level].exports[0], self.stride(level), self.lattice(level, offset)
+        rows, columns = (
+            node_span(needed[name], stride[a], lengths[a]) for a, needed in enumerate(self.demands(tile))
+        )
+        return rows, columns
+
+    def _outputs(self, axis: int, tile: Span) -> dict[str, Span]:
+        """The part of each output, in image pixels, that a tile needs along one axis.
+
+        Dense: the tile. Otherwise what bilinear interpolation to full resolution reads, with a margin that
+        covers both interpolations of FCN8s.
+        """
+        if self.schedule.dense:
+            return dict.fromkeys(self.tree.outputs, tile)
+        margin = 2 * self.tree.stride[axis]
+        length = self.schedule.size[axis]
+        needed = Span(max(0, tile.start - margin), min(length, tile.stop + margin))
+        return dict.fromkeys(self.tree.outputs, needed)
