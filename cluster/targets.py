@@ -107,7 +107,7 @@ def run(
     TargetsError, also where `out` holds targets with other parameters; OSError where it cannot be written.
     """
     settings = parameters(dataset, split, spec)
-    shards = _shards(frames, _claim(out, settings, len(frames)), settings)
+    shards = _shards(frames, _claim(out, settings, len(frames)), settings, _versions(root, frames))
     progress = Progress(len(frames))
     todo = []
     for shard, is_done in zip(shards, _are_done(out, shards), strict=True):
@@ -157,9 +157,12 @@ class _Shard:
     name: str
     frames: list[Frame]
     parameters: dict[str, Any]
+    sources: str
 
     def is_done(self, out: Storage) -> bool:
         """Whether its file, which is there, is whole, of these maps and parameters, and left no map out."""
+        if not out.exists(self.sources_name) or out.read(self.sources_name) != self.sources.encode():
+            return False
         with out.open(self.name) as file:
             try:
                 return read_metadata(file) == {**self.settings, "failures": {}}
@@ -171,6 +174,12 @@ class _Shard:
         """What its file says of itself, the maps left out apart."""
         names = "\n".join(str(frame.labels) for frame in self.frames)
         return {**self.parameters, "names_sha256": sha256(names.encode()).hexdigest()[:16]}
+
+    @property
+    def sources_name(self) -> str:
+        """Of the file that says from which versions of its label maps and images it was made. That is not in
+        the file itself: the same maps make the same bytes."""
+        return f"_{self.name}.sources"
 
 
 def _results(
@@ -190,6 +199,7 @@ def _results(
             if out.exists(shard.name) and shard.is_done(out):  # this is a second try; the first one died
                 done = ShardReport(len(shard.frames), {}, 0)
             else:
+                out.write(shard.sources_name, b"")  # until the new file is whole
                 with suppress(_LeftOut), out.create(shard.name) as sink:
                     done = write_targets(
                         shard.frames, root.read, sink, dataset, spec, shard.settings, strict,
@@ -197,6 +207,8 @@ def _results(
                     )  # fmt: skip
                     if strict and done.failures:
                         raise _LeftOut
+                if not done.failures:
+                    out.write(shard.sources_name, shard.sources.encode())
             yield {
                 "done": done.done,
                 "failures": json.dumps(done.failures),
@@ -238,12 +250,31 @@ def _tasks(shards: list[_Shard], workers: int) -> list[list[_Shard]]:
     return tasks
 
 
-def _shards(frames: Sequence[Frame], count: int, settings: dict[str, Any]) -> list[_Shard]:
-    """By a digest of the key: a map that is added or taken away changes one shard."""
-    shards = [_Shard(part_name(index), [], settings) for index in range(count)]
+def _versions(root: Storage, frames: Sequence[Frame]) -> dict[str, tuple[int, int]]:
+    """Of the files of all frames; one that is gone meanwhile has none."""
+    folders = {str(path.parent) for frame in frames for path in (frame.labels, frame.image)}
+    tops = [f for f in folders if not any(str(parent) in folders for parent in PurePosixPath(f).parents)]
+    return {
+        name: version for folder in tops for name, version in root.versions(folder.removeprefix(".")).items()
+    }
+
+
+def _shards(
+    frames: Sequence[Frame], count: int, settings: dict[str, Any], versions: dict[str, tuple[int, int]]
+) -> list[_Shard]:
+    """By a digest of the key: a map that is added, taken away or replaced changes one shard."""
+    parts: list[list[Frame]] = [[] for _ in range(count)]
     for frame in frames:
-        shards[crc32(frame.key.encode()) % count].frames.append(frame)
-    return shards
+        parts[crc32(frame.key.encode()) % count].append(frame)
+    return [
+        _Shard(part_name(index), part, settings, _digest(part, versions)) for index, part in enumerate(parts)
+    ]
+
+
+def _digest(frames: list[Frame], versions: dict[str, tuple[int, int]]) -> str:
+    """Of the names, sizes and times of all files that targets are made from."""
+    files = [str(path) for frame in frames for path in (frame.labels, frame.image)]
+    return sha256("\n".join(f"{name} {versions.get(name)}" for name in files).encode()).hexdigest()[:16]
 
 
 def _are_done(out: Storage, shards: list[_Shard]) -> list[bool]:

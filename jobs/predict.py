@@ -40,8 +40,9 @@ from fullres.pipeline.data.images import (
 )
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.engines import Engine, Resources, SplitMerge, Windows
-from fullres.pipeline.predict.outputs import MANIFEST, claim_folder, is_done, write_outputs
+from fullres.pipeline.predict.outputs import MANIFEST, claim_folder, write_outputs
 from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.predict.sources import Source, Sources
 from fullres.pipeline.predict.windows import Guided, WindowError, WindowSpec
 
 
@@ -118,7 +119,7 @@ def predict(
             if not isinstance(network, SPGNet):
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
             network.pool_over((pool_crop, pool_crop))
-        found = _to_label(images, out)
+        found, sources = _to_label(images, out), Sources(out)
         _check_names(found, [*kinds, *(f"attention_{name}" for name in attended)])
         sizes = _sizes(found)
         with ray_cluster(address, count):
@@ -142,7 +143,8 @@ def predict(
             if pool_crop is not None:
                 settings |= {"pool_crop": pool_crop}
             claim_folder(out, settings)
-            tasks = [task for task in found if not is_done(out, task.stem)]
+            tasks = [Task(*image) for image in sources.resume([(task.path, task.stem) for task in found])]
+            made_from = {task.stem: Source.of(task.path) for task in tasks if task.path.exists()}
             options = Options(chosen, budget, count, device, scores, strict)
 
             def write(task: Task, image: Any, result: Any) -> None:
@@ -150,6 +152,8 @@ def predict(
                 if isinstance(result, Guided):
                     result, maps = result.classes, dict(zip(attended, result.attention, strict=True))
                 write_outputs(out, task.stem, image, result, known.palette, kinds, maps)
+                if task.stem in made_from:  # else it came after the run began, and is labelled again
+                    sources.add(task.stem, made_from[task.stem])
 
             status = _run(engine, options, tasks, write)
     summary = summarise(status, settings, skipped=len(found) - len(tasks))

@@ -32,10 +32,15 @@ class Storage:
 
     def names(self, folder: str = "") -> list[str]:
         """All files below a folder, sorted; hidden ones (".name") are left out. A missing folder is empty."""
+        return sorted(self.versions(folder))
+
+    def versions(self, folder: str = "") -> dict[str, tuple[int, int]]:
+        """The same files with their size in bytes and the time of their last change in nanoseconds: a file
+        that is replaced gets others."""
         selector = fs.FileSelector(self._at(folder), allow_not_found=True, recursive=True)
-        names = (i.path for i in self.files.get_file_info(selector) if i.type == fs.FileType.File)
-        below = (name[len(self.path) + 1 :] for name in names)
-        return sorted(name for name in below if not any(part[0] == "." for part in name.split("/")))
+        infos = (i for i in self.files.get_file_info(selector) if i.type == fs.FileType.File)
+        below = {info.path[len(self.path) + 1 :]: (info.size, info.mtime_ns or 0) for info in infos}
+        return {n: v for n, v in below.items() if not any(part[0] == "." for part in n.split("/"))}
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file, or the folder itself."""

@@ -141,6 +141,25 @@ def test_what_is_damaged_is_done_again(undisturbed, root, tmp_path):
     assert parts(tmp_path / "out") == whole
 
 
+def test_what_was_replaced_is_done_again(undisturbed, root, tmp_path):
+    """A label map or an image, of the same size too. The old one put back makes the old bytes."""
+    replaced, out = tmp_path / "root", tmp_path / "out"
+    shutil.copytree(root, replaced)
+    assert run(replaced, out).done == 96
+    assert parts(out) == parts(undisturbed[0])
+    label = replaced / "labels/1/005.png"
+    before = label.read_bytes()
+    write_png(label, np.roll(labels_of(5), 40, 1))
+    again = run(replaced, out)
+    assert 0 < again.done < 20
+    assert parts(out) != parts(undisturbed[0])
+    label.write_bytes(before)
+    (replaced / "images/2/002.png").touch()
+    again = run(replaced, out)
+    assert 0 < again.done < 20
+    assert parts(out) == parts(undisturbed[0])
+
+
 def test_parameters_are_of_each_file(undisturbed, root, tmp_path):
     """Also where somebody took away what they are for the folder."""
     shutil.copytree(undisturbed[0], tmp_path / "out")

@@ -24,6 +24,7 @@ from fullres.pipeline.data.pictures import colour, overlay
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.predict.execute import Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
+from fullres.pipeline.predict.sources import SOURCES
 from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
 from tests.shared import DATA
@@ -67,11 +68,11 @@ def predict(*arguments):
 
 
 def files(out):
-    """All that was written but the summary, whose times differ."""
+    """All that was written but the summary, whose times differ, and where the images were."""
     return {
         p.relative_to(out).as_posix(): p.read_bytes()
         for p in out.rglob("*")
-        if p.is_file() and p.name != "summary.json"
+        if p.is_file() and p.name not in ("summary.json", SOURCES)
     }
 
 
@@ -284,6 +285,26 @@ def test_folder_of_other_settings(cluster, weights, scenes, tmp_path):
         f" (memory_budget: {300 << 20} there, {200 << 20} now)" in (result.stderr)
     )
     assert files(out) == before
+
+
+def test_results_are_of_the_images_asked_for(cluster, weights, tmp_path):
+    """An image replaced between two runs is labelled again; other images of the same names are refused."""
+    images, others, out = tmp_path / "images", tmp_path / "others", tmp_path / "out"
+    for i in range(3):
+        write_png(images / f"{i}.png", render_scene(i, 64, 96)[0])
+        write_png(others / f"{i}.png", render_scene(i + 5, 64, 96)[0])
+    common = ("--weights", weights, "--workers", 1, "--address", cluster.address, "--out")
+    assert predict(images, *common, out).exit_code == 0
+    before = files(out)
+    refused = predict(others, *common, out)
+    assert refused.exit_code == 2
+    assert f"{out} holds the result 0 of {images}/0.png, asked for is {others}/0.png" in refused.stderr
+    assert files(out) == before
+    write_png(images / "1.png", render_scene(7, 64, 96)[0])
+    assert "1 image labelled" in predict(images, *common, out).stdout
+    assert predict(images, *common, tmp_path / "afresh").exit_code == 0
+    assert files(out) == files(tmp_path / "afresh")
+    assert files(out) != before
 
 
 def test_a_damaged_manifest_is_named(cluster, weights, scenes, tmp_path):
