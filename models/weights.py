@@ -8,6 +8,8 @@ that lists every key.
 import json
 import math
 import pickle
+import struct
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,13 +64,33 @@ class WeightsInfo:
 def save_weights(
     network: nn.Module, path: Path, info: WeightsInfo, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the state dict, floating-point tensors in `dtype`, with `info` as metadata. Not atomic."""
+    """Write the state dict, floating-point tensors in `dtype`, with `info` as metadata. Not atomic. Raises
+    WeightsError, and writes nothing, where a value is no finite number in `dtype`."""
     tensors = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
         for name, t in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
+    if (name := not_finite(tensors)) is not None:
+        raise WeightsError(f"{name} holds values that are no finite numbers in {str(dtype)[6:]}: not saved")
     path.write_bytes(save(tensors, metadata={"fullres": json.dumps(vars(info))}))
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first tensor with NaN or infinity in it."""
+    return next((name for name, t in state.items() if not t.isfinite().all()), None)
+
+
+def damaged_entry(path: Path) -> str | None:
+    """The first entry of a torch checkpoint that its checksum does not fit: torch's reader doesn't look. None
+    for a sound one, and for what is no zip archive."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        return str(error)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
@@ -93,6 +115,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], WeightsInfo | None]:
             raise WeightsError(f"weights {path}: its metadata are not of this version ({error})") from error
     if path.suffix not in (".pth", ".pt"):
         raise WeightsError(f"weights {path}: '{path.suffix}' is not read; .safetensors, .pth and .pt are")
+    if (entry := damaged_entry(path)) is not None:
+        raise WeightsError(f"weights {path}: damaged: {entry}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -145,6 +169,8 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     ]
     if problems:
         raise WeightsError(f"{what} do not fit the network. " + "; ".join(problems))
+    if (name := not_finite(state)) is not None:
+        raise WeightsError(f"{what}: {name} holds values that are no finite numbers")
     network.load_state_dict(state, strict=False)
 
 

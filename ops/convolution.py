@@ -10,6 +10,14 @@ Pair = tuple[int, int]
 _PACK_FROM = 32
 
 
+def compute_exactly(device: torch.device) -> None:
+    """For this process: convolutions and products on CUDA give the same bytes each time, and fp32 is not
+    TF32. Nothing to do on other devices."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 class Convolution(nn.Module):
     """relu(conv(x) + shortcut), the last two where asked, in working precision. Inference only.
 

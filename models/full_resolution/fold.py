@@ -7,6 +7,7 @@ and ReLU has become one step. So a plan and its run are both of the inference fo
 import copy
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,9 +55,13 @@ def fold_batch_norm(tree: FullResolution) -> FullResolution:
         replace(step, inputs=tuple(gone.get(n, n) for n in step.inputs))
         for step in (folded.get(s.name, s) for s in kept)
     ]
-    result = [s if s.name in folded else replace(s, call=copy.deepcopy(s.call)) for s in result]
+    result = [s if s.name in folded else replace(s, call=_copied(s.call)) for s in result]
     modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
     return FullResolution(modules.eval(), result, [gone.get(n, n) for n in tree.outputs])
+
+
+def _copied(call: Any) -> Any:
+    return _plain(call, call.weight, call.bias) if isinstance(call, nn.Conv2d) else copy.deepcopy(call)
 
 
 def fuse(tree: FullResolution) -> FullResolution:
@@ -116,7 +121,6 @@ def _is_sum(step: Step) -> bool:
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    out = copy.deepcopy(conv)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight.double()
@@ -125,8 +129,18 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         shift = shift + norm.bias.double()
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
-    dtype = conv.weight.dtype
-    with torch.no_grad():
-        out.weight.copy_((conv.weight.double() * scale[:, None, None, None]).to(dtype))
-        out.bias = nn.Parameter(shift.to(dtype))
-    return out
+    return _plain(conv, conv.weight.double() * scale[:, None, None, None], shift)
+
+
+def _plain(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
+    """A convolution like `conv` with these values as its parameters, whatever computes those of `conv`:
+    weight or spectral normalisation, say."""
+    dtype, device = conv.weight.dtype, conv.weight.device
+    sliding: Any = {n: getattr(conv, n) for n in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    out = nn.Conv2d(
+        conv.in_channels, conv.out_channels, **sliding, bias=bias is not None, device=device, dtype=dtype
+    )
+    out.weight = nn.Parameter(weight.detach().to(dtype, copy=True))
+    if bias is not None:
+        out.bias = nn.Parameter(bias.detach().to(dtype, copy=True))
+    return out.train(conv.training)

@@ -167,6 +167,12 @@ class FullResolution(nn.Module):
         """Every pixel's output, N x C x H x W. The whole tree at once: for plans see `pipeline.execute`."""
         if len(self.outputs) != 1:
             raise ValueError(f"the network has {len(self.outputs)} outputs; only one can be merged")
+        for module_name, module in self.network.named_modules():
+            if module.training and isinstance(module, nn.BatchNorm2d):
+                raise ValueError(
+                    f"module '{module_name}' (BatchNorm2d) is in training mode: its statistics would be "
+                    "those of parts of the image, and change; call eval() on the network"
+                )
         name = self.outputs[0]
         merged = None
         for pieces in self.run_phases(image, self.all_phases()):

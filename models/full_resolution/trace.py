@@ -87,8 +87,14 @@ class _Proxy(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    autocast = False  # whether a call was traced inside a region of it
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, *arguments: Any, **named: Any) -> fx.Node:
+        self.autocast |= any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+        return super().create_node(*arguments, **named)
 
 
 def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[str]]:
@@ -98,16 +104,25 @@ def trace(network: nn.Module, in_channels: int = 3) -> tuple[list[Step], list[st
     place of max pooling) is computed at that pool's stride, so the first two splits of SMP are one.
     Raises UnsupportedModule.
     """
+    every = torch.nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        raise UnsupportedModule("global forward hooks are registered, which are not traced: remove them")
     for name, module in network.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             where = f"module '{name}' ({type(module).__name__})" if name else type(module).__name__
             raise UnsupportedModule(
                 f"{where} has no full-resolution form: it has forward hooks, which are not traced"
             )
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(network)
+        graph = tracer.trace(network)
     except Exception as error:
         raise UnsupportedModule(f"{type(network).__name__} cannot be traced: {error}") from error
+    if tracer.autocast:
+        raise UnsupportedModule(
+            f"{type(network).__name__} is traced under autocast, which would be lost: leave it away, a "
+            "precision is chosen where the network is run"
+        )
     steps: dict[str, Step] = {}
     value: dict[fx.Node, str] = {}  # the step whose output a node stands for
     outputs: list[str] = []
@@ -167,6 +182,8 @@ def _step(
     stride = next(iter(strides))
     name = str(node.target) if module is not None and str(node.target) not in steps else node.name
 
+    if module is not None and not _is_ordinary(module):
+        raise refuse("its forward is not that of torch's module")
     if (module is not None and isinstance(module, NOTHING_MODULES)) or node.target in (
         F.dropout,
         F.dropout2d,
@@ -174,6 +191,8 @@ def _step(
         return inputs[0]
     if node.op == "call_method" and node.target == "contiguous":
         return inputs[0]
+    if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+        raise refuse("without running statistics it depends on the whole image; track_running_stats=True")
     if isinstance(module, POINTWISE_MODULES):
         return Step(name, "pointwise", inputs, module, channels[0], stride=stride)
     if isinstance(module, nn.Conv2d):
@@ -207,6 +226,13 @@ def _step(
         "quotients, clamp and concatenation have one"
     )
     raise refuse(known)
+
+
+def _is_ordinary(module: nn.Module) -> bool:
+    """Whether a module does what the torch class does that it is taken for."""
+    known = (*POINTWISE_MODULES, *NOTHING_MODULES, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    taken_for = next((kind for kind in known if isinstance(module, kind)), type(module))
+    return "forward" not in vars(module) and type(module).forward is taken_for.forward
 
 
 def _join_channels(*tensors: Tensor) -> Tensor:

@@ -58,6 +58,23 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at += length + 12
 
 
+def png_is_sound(data: bytes) -> bool:
+    """Whether the lengths and checksums of a PNG file's chunks fit. Decoders read on over some that don't, of
+    a palette say. Bytes behind the last chunk are no fault."""
+    at, kind = len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            return False
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if at == len(PNG_SIGNATURE) and (kind, length) != (b"IHDR", 13):
+            return False
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        at = end + 4
+    return True
+
+
 def png_from_chunks(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes:
     """The PNG file of these (type, content) chunks; the reverse of `png_chunks`."""
     parts: list[bytes | memoryview] = [PNG_SIGNATURE]

@@ -13,7 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fullres.pipeline.data.image_headers import image_format, oriented_size, png_chunks, png_from_chunks
+from fullres.pipeline.data.image_headers import (
+    image_format,
+    oriented_size,
+    png_chunks,
+    png_from_chunks,
+    png_is_sound,
+)
 from fullres.pipeline.data.png_labels import decode_indices
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -76,6 +82,7 @@ def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
     if kind in ("JPEG", "BMP", "WebP"):
         raise ImageError(f"{path}: a {kind} file; label maps are read from PNG and TIFF")
     depth = 8
+    _check_header(path, data)
     if kind == "PNG":
         if (indices := decode_indices(data)) is not None:
             return indices
@@ -104,12 +111,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     data = read_bytes(path)
     size = oriented_size(data)
     if size is None:
-        size = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
-    height, width = size
-    if min(size) < 1:
-        raise ImageError(f"{path}: {height}x{width} pixels; its header is damaged")
-    if height * width > _MOST_PIXELS and _LIMIT_VARIABLE not in os.environ:
-        raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
+        return _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
+    _check_size(path, size)
     return size
 
 
@@ -199,10 +202,27 @@ def read_bytes(path: str | Path) -> bytes:
     return data
 
 
+def _check_size(path: str | Path, size: tuple[int, int]) -> None:
+    height, width = size
+    if min(size) < 1:
+        raise ImageError(f"{path}: {height}x{width} pixels; its header is damaged")
+    if height * width > _MOST_PIXELS and _LIMIT_VARIABLE not in os.environ:
+        raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
+
+
+def _check_header(path: str | Path, data: bytes) -> None:
+    """What a file says of itself, before anything is decoded: its size, and the checksums of a PNG file."""
+    if image_format(data) == "PNG" and not png_is_sound(data):
+        raise ImageError(f"{path}: PNG file of {len(data)} bytes is cut short or damaged")
+    if (size := oriented_size(data)) is not None:
+        _check_size(path, size)
+
+
 def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     kind = image_format(data)
     if kind is None:
         raise ImageError(f"{path}: not an image; PNG, JPEG, TIFF, BMP and WebP are read")
+    _check_header(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # the one assertion a well-formed header can meet is OpenCV's size limit

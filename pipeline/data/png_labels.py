@@ -18,9 +18,10 @@ _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)
 
 
 def decode_indices(data: bytes) -> np.ndarray | None:
-    """H x W uint8, the stored values of a PNG file of 8-bit grey or palette pixels. None for a PNG file of
-    another kind, an interlaced one, or one that is damaged: the checksum of its pixels is looked at, those of
-    its chunks are not."""
+    """H x W uint8, the stored values of a PNG file of 8-bit grey or palette pixels, whose chunks are sound
+    (`png_is_sound`). None for a PNG file of another kind, an interlaced one, or one whose pixels are damaged.
+
+    No more is inflated than its header says there is."""
     chunks = list(png_chunks(data))
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13 or chunks[-1][0] != b"IEND":
         return None
@@ -28,11 +29,13 @@ def decode_indices(data: bytes) -> np.ndarray | None:
     if depth != 8 or colour_type not in (_GREY, _PALETTE) or methods != [0, 0, 0] or 0 in (width, height):
         return None
     size = height * (1 + width)
+    stream = zlib.decompressobj()
     try:
-        filtered = zlib.decompress(b"".join(part for kind, part in chunks if kind == b"IDAT"), bufsize=size)
+        filtered = stream.decompress(b"".join(part for kind, part in chunks if kind == b"IDAT"), size)
+        rest = b"" if stream.eof else stream.decompress(stream.unconsumed_tail, 1)  # the checksum behind them
     except zlib.error:
         return None
-    if len(filtered) != size:
+    if len(filtered) != size or rest or not stream.eof:
         return None
     labels = np.empty((height, width), np.uint8)
     known = _unfilter(np.frombuffer(filtered, np.uint8).reshape(height, 1 + width), labels)

@@ -23,7 +23,7 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution, Piece, Source, split_merge
 from fullres.models.full_resolution.trace import IMAGE, Pair
 from fullres.models.smp import SMP
-from fullres.ops.convolution import Convolution
+from fullres.ops.convolution import Convolution, compute_exactly
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
 from fullres.pipeline.data.transforms import normalise
@@ -92,9 +92,7 @@ class Predictor:
     """A network ready for inference on one device."""
 
     def __init__(self, network: Network | FullResolution, device: torch.device, precision: Precision) -> None:
-        if device.type == "cuda":  # the same bytes each time, and fp32 that is not TF32
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        compute_exactly(device)
         tree, self.dense = tree_of(network)
         self.dtype = DTYPES[precision]
         self.device = device

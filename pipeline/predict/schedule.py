@@ -49,6 +49,12 @@ class BudgetError(ValueError):
     """No plan fits the memory budget; the message says the least that works."""
 
 
+def check_classes(classes: int, scores: bool) -> None:
+    """Raise ValueError where class ids would not fit their files: they are uint8."""
+    if classes > 256 and not scores:
+        raise ValueError(f"the network has {classes} classes: class ids are written for at most 256")
+
+
 def best_schedule(
     tree: FullResolution,
     size: Pair,

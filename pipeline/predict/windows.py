@@ -12,6 +12,7 @@ reaches are labelled and let go, so a `Merger` holds a band of the image, about 
 smallest scale.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
@@ -27,10 +28,12 @@ from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.trace import Pair
 from fullres.models.spgnet import stretched
+from fullres.ops.convolution import compute_exactly
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.execute import DTYPES
-from fullres.pipeline.predict.schedule import Precision
+from fullres.pipeline.predict.schedule import check_classes
 
 _BAND = 64  # rows that are labelled together
 
@@ -134,8 +137,9 @@ class WindowPredictor:
         self, network: nn.Module, device: torch.device, precision: Precision, attention: tuple[int, ...] = ()
     ) -> None:
         self.device, self.dtype, self.attention = device, DTYPES[precision], attention
-        self.network = network.eval().to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network.requires_grad_(False)
+        compute_exactly(device)
+        own = copy.deepcopy(network).eval().requires_grad_(False)  # the caller's stays as it is
+        self.network = own.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def run(
@@ -253,6 +257,7 @@ class Merger:
         height, width = self.plan.schedule.size
         if self._classes is None:
             classes = len(share) - self.attention
+            check_classes(classes, self.scores)
             self._classes = (
                 np.empty((classes, height, width), share.dtype)
                 if self.scores

@@ -37,6 +37,7 @@ from fullres.models.parts import resize
 from fullres.models.smp import SMP
 from fullres.models.spgnet import SPGNet
 from fullres.models.unet import UNet
+from fullres.ops.convolution import compute_exactly
 from fullres.pipeline.data.transforms import normalise
 
 _LAST_LAYER = {ResNet: "layer4", HRNet: "stage4", Xception: "exit2", MobileNetV2: "features.17"}
@@ -67,6 +68,7 @@ class Explainer:
         self.network = (_dilated(copy) if isinstance(copy, SMP) else copy).eval().requires_grad_(False)
         self.layer = default_layer(network) if layer is None else layer
         self.device = torch.device(device)
+        compute_exactly(self.device)
         self.network.to(self.device)
         self._check_layer()
 

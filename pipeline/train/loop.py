@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fullres.models.weights import WeightsInfo, save_weights
+from fullres.models.weights import WeightsInfo, damaged_entry, not_finite, save_weights
 from fullres.pipeline.data.images import atomic, list_images, read_image
 from fullres.pipeline.data.transforms import normalise, random_crop
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
@@ -210,6 +210,11 @@ def _identity(config: TrainingConfig) -> str:
 def _save(
     path: Path, step: int, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
+    if (name := not_finite(network.state_dict())) is not None:
+        raise ValueError(
+            f"{name} holds values that are no finite numbers at step {step}: lower learning_rate "
+            f"(now {config.learning_rate})"
+        )
     state = {
         "step": step,
         "config": _identity(config),
@@ -221,10 +226,14 @@ def _save(
 
 
 def _resume(path: Path, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if (entry := damaged_entry(path)) is not None:
+        raise ValueError(f"{path} is damaged ({entry}); remove it to start afresh")
     try:
-        state = torch.load(path, weights_only=True)
-    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no checkpoint of a training; remove it to start afresh") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or state.keys() != {"step", "config", "network", "optimizer"}:
+        raise ValueError(f"{path} is no checkpoint of a training; remove it to start afresh")
     if state["config"] != _identity(config):
         raise ValueError(f"{path} is of another configuration; give another `out` or remove it")
     network.load_state_dict(state["network"])

@@ -1,3 +1,6 @@
+import math
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -257,3 +260,48 @@ def test_every_encoder_starts_from_its_published_weights(train, tmp_path, model,
         own = {n.removeprefix(encoder): t for n, t in trained.items() if n.startswith(encoder)}
         assert any(n.startswith("layer4.") for n in own)
         assert all(stood_still(t, published[n]) for n, t in own.items() if "running" not in n)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_not_trained_on(train, tmp_path):
+    """Wherever in the weights it is: the run says so and leaves the file as it is."""
+    assert train().exit_code == 0
+    (tmp_path / "run/weights.safetensors").unlink()
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    for share in (0.3, 0.5, 0.7):
+        data = bytearray(whole)
+        data[int(len(whole) * share)] ^= 16
+        checkpoint.write_bytes(data)
+        result = train()
+        assert result.exit_code == 2, result.output
+        assert re.search(r"checkpoint\.pt is damaged \(.*\); remove it to start afresh\n$", result.stderr)
+        assert checkpoint.read_bytes() == data
+        assert not (tmp_path / "run/weights.safetensors").exists()
+    checkpoint.write_bytes(whole)
+    assert train().exit_code == 0
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"state_dict": {}}, torch.zeros(3)])
+def test_a_foreign_checkpoint_is_one_line(train, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run/checkpoint.pt")
+    result = train()
+    assert result.exit_code == 2, result.output
+    assert re.fullmatch(r"error: .*checkpoint\.pt is no checkpoint of a training; .*", result.stderr.strip())
+
+
+def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
+    """Though the loss is finite, as it is where a step ruins what only evaluation reads."""
+    loss = loop.segmentation_loss
+
+    def ruin(network, *arguments):
+        value = loss(network, *arguments)
+        next(b for n, b in network.named_buffers() if n.endswith("running_var")).data.fill_(math.inf)
+        return value
+
+    monkeypatch.setattr(loop, "segmentation_loss", ruin)
+    for steps in (1, 4):  # at the end, and at a checkpoint
+        result = train(out=f"{steps}", steps=steps)
+        assert result.exit_code == 2, result.output
+        assert "running_var holds values that are no finite numbers" in result.stderr
+        assert not [p for p in (tmp_path / f"{steps}").iterdir() if p.suffix in (".pt", ".safetensors")]

@@ -222,3 +222,55 @@ def test_metadata_that_is_not_ours(network, tmp_path, metadata):
     save_file(dict(network.state_dict()), tmp_path / "w.safetensors", {"fullres": metadata})
     with pytest.raises(WeightsError, match=r"w\.safetensors: its metadata are not of this version"):
         load_network("smp18", tmp_path / "w.safetensors")
+
+
+def spoil(network, value, kind):
+    """One value of a parameter or of a buffer."""
+    tensors = dict(network.named_parameters()) if kind == "parameter" else dict(network.named_buffers())
+    name = [n for n, t in tensors.items() if t.is_floating_point()][-1]
+    with torch.no_grad():
+        tensors[name].view(-1)[-1] = value
+    return name
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_neither_saved_nor_loaded(network, saved, tmp_path, value, kind):
+    name = spoil(network, value, kind)
+    before = saved.read_bytes()
+    with pytest.raises(WeightsError, match=rf"^{name} holds values that are no finite numbers in float32"):
+        save_weights(network, saved, WeightsInfo("smp18", WIDTH, CLASSES))
+    assert saved.read_bytes() == before
+    for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
+        torch.save(network.state_dict(), path) if path.suffix == ".pth" else save_file(
+            network.state_dict(), path
+        )
+        with pytest.raises(WeightsError, match=rf"{path.name}: {name} holds values that are no finite"):
+            load_network("smp18", path)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_what_half_precision_cannot_hold_is_not_saved(network, saved, kind):
+    name, before = spoil(network, 70_000.0, kind), saved.read_bytes()
+    with pytest.raises(WeightsError, match=rf"^{name} holds values that are no finite numbers in float16"):
+        save_weights(network, saved, WeightsInfo("smp18", WIDTH, CLASSES), torch.float16)
+    assert saved.read_bytes() == before
+    save_weights(network, saved, WeightsInfo("smp18", WIDTH, CLASSES))
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_never_another_weight(network, tmp_path):
+    """Of the archive's content and of its directory; what lies between entries changes nothing."""
+    path = tmp_path / "x.pth"
+    torch.save(network.state_dict(), path)
+    whole, read = path.read_bytes(), 0
+    for at in range(11, len(whole), len(whole) // 60):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        try:
+            state, _ = read_state(path)
+        except WeightsError:
+            continue
+        read += 1
+        assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    assert read < 20

@@ -1,6 +1,7 @@
 """Label maps in PNG without OpenCV, beside OpenCV."""
 
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fullres.pipeline.data.image_headers import png_chunks, png_from_chunks
+from fullres.pipeline.data.images import ImageError, decode_labels
 from fullres.pipeline.data.png_labels import decode_indices
 
 # few values, so that neighbours are equal and not equal
@@ -82,3 +84,40 @@ ROWS = np.uint8([[1, 2], [3, 4]])
 )  # fmt: skip
 def test_the_rest_is_left_to_opencv(file):
     assert decode_indices(file) is None
+
+
+@pytest.mark.parametrize(("colour_type", "depth"), [(3, 8), (0, 8), (3, 4), (0, 2)])
+def test_a_flipped_bit_never_gives_other_labels(colour_type, depth):
+    """Each bit of a file in turn. What lies in no pixel may be another and nothing changes."""
+    rows = np.uint8([[0, 27, 228], [1, 1, 2]])
+    more = [(b"PLTE", bytes(range(48)))] if colour_type == 3 else []
+    width = 3 * 8 // depth
+    file = bytearray(png([0, 2], rows, colour_type, depth, more=more))
+    file[16:20] = struct.pack(">I", width)
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    expected = decode_labels(bytes(file), "x.png")
+    assert expected.shape == (2, width)
+    for bit in range(8 * len(file)):
+        flipped = bytearray(file)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ImageError, match=r"^x\.png: "):
+            decode_labels(bytes(flipped), "x.png")
+
+
+def test_no_more_is_inflated_than_the_header_needs():
+    """A small file of 16 x 16 pixels by its header and 64 MB by its data."""
+    bomb = zlib.compress(bytes(64 << 20), 9)
+    file = png([0], np.zeros((1, 16), np.uint8), data=bomb)
+    tracemalloc.start()
+    assert decode_indices(file) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("size", [(1 << 31, 1 << 31), (1 << 16, 1 << 16), (1, (1 << 31) - 1)])
+def test_a_huge_claim_is_refused_before_decoding(size):
+    header = struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, 0)
+    file = png_from_chunks([(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")])
+    with pytest.raises(ImageError, match=r"^x\.png: .* pixels are more than OpenCV decodes"):
+        decode_labels(file, "x.png")
