@@ -69,6 +69,11 @@ Read = Callable[[Path], np.ndarray]
 Write = Callable[[Task, np.ndarray, np.ndarray], None]
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; its kind where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class Coordinator:
     """Runs one network over many images on the workers of the connected Ray cluster."""
 
@@ -221,7 +226,7 @@ class Coordinator:
                 if isinstance(error.cause, WorkerRestarted):
                     self._lost(worker, work, running)
                 else:
-                    self._abandon(work, str(error.cause).splitlines()[0])
+                    self._abandon(work, first_line(error.cause))
                 continue
             except (RayActorError, ObjectLostError):  # or the node died that held its result
                 self._lost(worker, work, running)

@@ -1,35 +1,80 @@
-"""The `fullres` command: one file a job, put together here."""
+"""The `fullres` command: one file a job, put together here.
+
+A job's file, and with it torch or Ray, is imported when its command runs: `fullres --help` knows the commands
+by the table below.
+"""
+
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fullres.jobs import bench, targets
-from fullres.jobs.datasets import datasets
-from fullres.jobs.evaluate import evaluate
-from fullres.jobs.explain import explain
-from fullres.jobs.models import models
-from fullres.jobs.plan import plan
-from fullres.jobs.predict import predict
-from fullres.jobs.report import report
-from fullres.jobs.scenes import scenes
-from fullres.jobs.train import train
+# The first line of what each says of itself.
+COMMANDS = {
+    "predict": "Label every pixel at full resolution; started again, it does what is left.",
+    "plan": (
+        "Print the tree that would run: grains, work, memory, bytes, and how well N workers would be used."
+    ),
+    "evaluate": (
+        "Score predictions: IoU of each class, their mean, pixel accuracy, mean of small and thin classes."
+    ),
+    "report": "Write a page that shows each image, its truth and its predictions, and the table of scores.",
+    "explain": (
+        "Show where a network finds its evidence for a class (Grad-CAM): a picture for each image and class."
+    ),
+    "scenes": (
+        "Render street scenes with pixel-accurate labels (Cityscapes' 19 classes); goes "
+        "on where it was stopped."
+    ),
+    "train": "Train the network of a configuration file; started again, it goes on from its last checkpoint.",
+    "datasets": "List data sets, show one, or check a folder that should hold one.",
+    "models": "List every network: backbone, output stride, parameters, multiply-adds of one image, paper.",
+    "targets": "Training targets for a whole data set, in Parquet.",
+    "bench": "Side-by-side measurements, in one run.",
+}
+
+
+class _Jobs(TyperGroup):
+    """The commands in the order of the table."""
+
+    listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        if self.listing:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+        module = import_module(f"fullres.jobs.{cmd_name}")
+        job = getattr(module, "app", None)
+        if job is None:
+            job = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+            job.command()(getattr(module, cmd_name))
+        command = typer.main.get_command(job)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.listing = True
+        super().format_help(ctx, formatter)
+        self.listing = False
+
 
 app = typer.Typer(
+    cls=_Jobs,
     help="Every pixel's class at full resolution, on as many GPUs as a cluster has.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(predict)
-app.command()(plan)
-app.command()(evaluate)
-app.command()(report)
-app.command()(explain)
-app.command()(scenes)
-app.command()(train)
-app.command()(datasets)
-app.command()(models)
-app.add_typer(targets.app, name="targets")
-app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def fullres() -> None:
+    """Every pixel's class at full resolution, on as many GPUs as a cluster has."""
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from fullres.cluster.coordinator import WorkersLost
+from fullres.cluster.coordinator import WorkersLost, first_line
 from fullres.cluster.targets import TargetsError
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.full_resolution.trace import UnsupportedModule
@@ -199,7 +199,7 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS")
-        fail(f"--address: no Ray cluster at '{where}' ({str(error).splitlines()[0]})")
+        fail(f"--address: no Ray cluster at '{where}' ({first_line(error)})")
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ Images are HxWx3 uint8 RGB, label maps HxW uint8. Writers go through `atomic`: a
 
 import glob
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,8 +37,10 @@ class ImageError(Exception):
 
 
 def naming(path: str | Path, reason: str) -> str:
-    """`reason` with the path in front, unless it names it already."""
-    return reason if str(path) in reason else f"{path}: {reason}"
+    """`reason` with the path in front, unless it names it already: as it is or as the end of a longer path,
+    not as a part of another name."""
+    named = re.search(rf"(?<![^\s'\"(\[/]){re.escape(str(path))}(?![^\s'\")\],:;])", reason)
+    return reason if named else f"{path}: {reason}"
 
 
 def read_image(path: str | Path) -> np.ndarray:

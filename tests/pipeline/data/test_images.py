@@ -319,3 +319,21 @@ def test_real_photos():
     assert read_image(photo).shape == (1080, 1920, 3)
     for path in (photo, *frames[::20]):
         assert image_size(path) == read_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("path", ["1.png", "a/1.png", "x [1].png", "ü\n.png"])
+def test_a_reason_names_its_path_once(path):
+    for reason in (
+        f"{path}: empty file",
+        f"can't read '{path}'",
+        f"/root/{path}: empty",
+        f"no labels for {path}",
+    ):
+        assert naming(path, reason) == reason
+    for reason in (
+        "empty file",
+        f"No such file: '/root/.4c0{path}'",
+        f"{path}.part is in the way",
+        f"-{path}",
+    ):
+        assert naming(path, reason) == f"{path}: {reason}"
