@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fullres.pipeline.data.image_headers import oriented_size
-from fullres.pipeline.data.images import ImageError, image_size, read_image, read_labels
+from fullres.pipeline.data.images import ImageError, image_size, naming, read_image, read_labels
 from tests.shared import DATA
 
 RNG = np.random.default_rng(0)
@@ -323,17 +323,7 @@ def test_real_photos():
 
 @pytest.mark.parametrize("path", ["1.png", "a/1.png", "x [1].png", "ü\n.png"])
 def test_a_reason_names_its_path_once(path):
-    for reason in (
-        f"{path}: empty file",
-        f"can't read '{path}'",
-        f"/root/{path}: empty",
-        f"no labels for {path}",
-    ):
+    for reason in (f"{path}: empty", f"can't read '{path}'", f"/root/{path}: empty", f"no labels for {path}"):
         assert naming(path, reason) == reason
-    for reason in (
-        "empty file",
-        f"No such file: '/root/.4c0{path}'",
-        f"{path}.part is in the way",
-        f"-{path}",
-    ):
+    for reason in ("empty", f"No such file: '/root/.4c0{path}'", f"{path}.part is in the way", f"-{path}"):
         assert naming(path, reason) == f"{path}: {reason}"
