@@ -9,6 +9,8 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # TIFF tags
 _HAS_EXIF = 8  # flag of an extended WebP file
@@ -159,16 +161,34 @@ def _exif_orientation(exif: memoryview | None) -> int:
         return 1
 
 
+def tiff_orientation(data: bytes) -> int:
+    return _tiff_tags(memoryview(data)).get(_ORIENTATION, 1)
+
+
+def oriented(image: np.ndarray, orientation: int) -> np.ndarray:
+    """H x W x 3 stored pixels as EXIF's orientation has them seen; other values change nothing."""
+    if 5 <= orientation <= 8:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
 def _tiff_tags(data: memoryview) -> dict[int, int]:
-    """The single 16- and 32-bit values in the first directory of a TIFF file; empty for a BigTIFF."""
+    """The single 16- and 32-bit values in the first directory of a TIFF or BigTIFF file."""
     order = "<" if data[:2] == b"II" else ">"
-    version, start = struct.unpack_from(order + "HI", data, 2)
-    if version != 42:
-        return {}
+    (version,) = struct.unpack_from(order + "H", data, 2)
+    # where the offset of the directory lies; its count, and an entry: tag, type, length and then the value
+    at, offset, number, entry = (8, "Q", "Q", "HHQ") if version == 43 else (4, "I", "H", "HHI")
+    (start,) = struct.unpack_from(order + offset, data, at)
+    (count,) = struct.unpack_from(order + number, data, start)
+    first, value = start + struct.calcsize(order + number), struct.calcsize(order + entry)
+    size = value + struct.calcsize(order + offset)
     tags = {}
-    (count,) = struct.unpack_from(order + "H", data, start)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, length = struct.unpack_from(order + "HHI", data, at)
+    for at in range(first, first + size * count, size):
+        tag, kind, length = struct.unpack_from(order + entry, data, at)
         if length == 1 and kind in (3, 4):
-            (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], data, at + 8)
+            (tags[tag],) = struct.unpack_from(order + "HI"[kind - 3], data, at + value)
     return tags

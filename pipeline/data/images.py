@@ -7,8 +7,9 @@ import glob
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,12 +17,15 @@ import numpy as np
 
 from fullres.pipeline.data.image_headers import (
     image_format,
+    oriented,
     oriented_size,
     png_chunks,
     png_from_chunks,
     png_is_sound,
+    tiff_orientation,
 )
 from fullres.pipeline.data.png_labels import decode_indices
+from fullres.pipeline.data.tiff import TiffError, tiff_image, tiff_labels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
@@ -57,10 +61,13 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def decode_image(data: bytes, path: str | Path) -> np.ndarray:
     """As `read_image`, of a file's bytes; `path` names it in errors."""
+    if image_format(data) == "TIFF":
+        image = _decode_tiff(path, data, tiff_image)
+        return oriented(image if image.dtype == np.uint8 else _in_8_bits(image), tiff_orientation(data))
     # IMREAD_UNCHANGED would leave the orientation out; these flags apply it and keep 16 bits.
     image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image.dtype == np.uint16:
-        image = cv2.convertScaleAbs(image, alpha=1 / 257)
+        image = _in_8_bits(image)
     if image.dtype != np.uint8:
         raise ImageError(f"{path}: pixels are {image.dtype}; 8- and 16-bit unsigned integers are read")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -90,7 +97,9 @@ def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
         if (indices := decode_indices(data)) is not None:
             return indices
         data, depth = _palette_as_grey(data)
-    labels = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    labels = (
+        _decode_tiff(path, data, tiff_labels) if kind == "TIFF" else _decode(path, data, cv2.IMREAD_UNCHANGED)
+    )
     if labels.dtype != np.uint8:
         raise ImageError(f"{path}: label values are {labels.dtype}; uint8 is read")
     if labels.ndim == 3:
@@ -114,7 +123,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     data = read_bytes(path)
     size = oriented_size(data)
     if size is None:
-        return _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).shape[:2]
+        return decode_image(data, path).shape[:2]
     _check_size(path, size)
     return size
 
@@ -219,6 +228,20 @@ def _check_header(path: str | Path, data: bytes) -> None:
         raise ImageError(f"{path}: PNG file of {len(data)} bytes is cut short or damaged")
     if (size := oriented_size(data)) is not None:
         _check_size(path, size)
+
+
+def _in_8_bits(image: np.ndarray) -> np.ndarray:
+    return cv2.convertScaleAbs(image, alpha=1 / 257)
+
+
+def _decode_tiff(
+    path: str | Path, data: bytes, decode: Callable[[bytes, Callable[[tuple[int, int]], None]], np.ndarray]
+) -> np.ndarray:
+    try:
+        return decode(data, partial(_check_size, path))
+    except TiffError as error:
+        damaged = f"TIFF file of {len(data)} bytes is cut short or damaged"
+        raise ImageError(f"{path}: {str(error) or damaged}") from error
 
 
 def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
