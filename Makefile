@@ -49,7 +49,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	mkdir -p .typing/fullres
 	for room in $(ROOMS); do ln -sfn ../../$$room .typing/fullres/$$room; done
-	for file in __init__.py py.typed; do ln -sfn ../../fullres/$$file .typing/fullres/$$file; done
+	for file in __init__.py api.py py.typed; do ln -sfn ../../fullres/$$file .typing/fullres/$$file; done
 	MYPYPATH=.typing $(BIN)/mypy -p fullres
 	cd .typing && ../$(BIN)/lint-imports --config ../pyproject.toml
 

@@ -25,6 +25,7 @@ from fullres.cluster.memory import release_store
 from fullres.cluster.stream import Options, Status, Task, WorkerState
 from fullres.cluster.workers import Done, WorkerRestarted, places, start_worker
 from fullres.models.full_resolution.trace import Pair
+from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import ImageError, naming
 from fullres.pipeline.predict.engines import Engine, Merger, Resources
 from fullres.pipeline.predict.schedule import BudgetError
@@ -40,7 +41,7 @@ _RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked a
 _CLUSTER_POLL = 5.0  # seconds between looks for new nodes
 
 
-class WorkersLost(RuntimeError):
+class WorkersLost(FullresError, RuntimeError):
     """No worker could be started, or none can load the network."""
 
 

@@ -24,6 +24,7 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resident_bytes
+from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import Dataset
@@ -43,7 +44,7 @@ _SETTINGS, SUMMARY = "_targets.json", "_summary.json"
 _RETRIES = 10
 
 
-class TargetsError(Exception):
+class TargetsError(FullresError):
     """The job cannot go on; one line."""
 
 

@@ -22,7 +22,7 @@ from fullres.cluster.coordinator import WorkersLost, first_line
 from fullres.cluster.targets import TargetsError
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.full_resolution.trace import UnsupportedModule
-from fullres.models.weights import WeightsError, WeightsInfo, load_network
+from fullres.models.weights import WeightsError, WeightsInfo, load_network, shipped_weights
 from fullres.pipeline.data.images import ImageError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
@@ -120,11 +120,6 @@ def parse_workers(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"'{text}' is no number of workers: write 1 or more, or auto")
     return int(text)
-
-
-def shipped_weights(model: str) -> Path:
-    """The weights that come with the project, trained on its street scenes."""
-    return Path(__file__).parent.parent / "models" / "shipped" / f"{model}.safetensors"
 
 
 def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn.Module, Dataset, Path]:

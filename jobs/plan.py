@@ -21,11 +21,10 @@ from fullres.jobs.common import (
     fail,
     known_dataset,
     parse_bytes,
-    shipped_weights,
 )
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.weights import load_network
+from fullres.models.weights import load_network, shipped_weights
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.data.images import image_size, write_bytes_atomically
 from fullres.pipeline.predict.bound import BoundTree

@@ -24,6 +24,7 @@ from fullres.models.backbones.hrnet import HRNet
 from fullres.models.backbones.mobilenet import MobileNetV2
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, build
+from fullres.ops.errors import FullresError
 
 # What published checkpoints hold beside the features, by prefix of the key.
 NOT_FEATURES: dict[type[nn.Module], tuple[str, ...]] = {
@@ -47,7 +48,7 @@ SEMSEG = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(FullresError, ValueError):
     """A weights file that can't be read or is not of this network. One line, but for the list of keys."""
 
 
@@ -59,6 +60,12 @@ class WeightsInfo:
     width: float
     num_classes: int
     dataset: str | None = None
+
+
+def shipped_weights(model: str) -> Path:
+    """Where the weights of a network lie that come with the project, trained on its street scenes; there are
+    some for a few networks only."""
+    return Path(__file__).parent / "shipped" / f"{model}.safetensors"
 
 
 def save_weights(

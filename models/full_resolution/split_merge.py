@@ -27,6 +27,7 @@ from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region, build_levels, needed_regions, with_trunk
 from fullres.models.full_resolution.trace import IMAGE, FunctionCall, Pair, Step, trace
 from fullres.ops.convolution import Convolution
+from fullres.ops.errors import NetworkError
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
 
 
@@ -169,7 +170,7 @@ class FullResolution(nn.Module):
             raise ValueError(f"the network has {len(self.outputs)} outputs; only one can be merged")
         for module_name, module in self.network.named_modules():
             if module.training and isinstance(module, nn.BatchNorm2d):
-                raise ValueError(
+                raise NetworkError(
                     f"module '{module_name}' (BatchNorm2d) is in training mode: its statistics would be "
                     "those of parts of the image, and change; call eval() on the network"
                 )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fullres.models.full_resolution.geometry import POINT, Sliding
+from fullres.ops.errors import FullresError
 
 IMAGE = "<image>"  # no module has such a name
 Pair = tuple[int, int]
@@ -44,7 +45,7 @@ POINTWISE_METHODS = {
 }  # fmt: skip
 
 
-class UnsupportedModule(ValueError):
+class UnsupportedModule(FullresError, ValueError):
     """A part of a network that has no full-resolution form. The message names it and says why."""
 
 

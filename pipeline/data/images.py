@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fullres.ops.errors import FullresError
 from fullres.pipeline.data.image_headers import (
     image_format,
     oriented,
@@ -36,7 +37,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _LIMIT_VARIABLE, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 30
 
 
-class ImageError(Exception):
+class ImageError(FullresError):
     """An image that can't be read or found; one line with its path and the reason."""
 
 

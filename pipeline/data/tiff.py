@@ -15,6 +15,8 @@ _RGB = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
 # Only the bytes that are given are looked at, and nothing is written beside them.
 _SETTINGS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 
+_OPENING = threading.Lock()
+
 CheckSize = Callable[[tuple[int, int]], None]  # raises where (H, W) is too large to be decoded
 
 
@@ -64,14 +66,19 @@ def tiff_labels(data: bytes, check_size: CheckSize) -> np.ndarray:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[rasterio.DatasetReader]:
-    with warnings.catch_warnings(), rasterio.Env(**_SETTINGS):
+    try:
+        with rasterio.Env(**_SETTINGS), rasterio.MemoryFile(data) as memory, _open(memory) as file:
+            yield file
+    except RasterioError as error:
+        codec = next((line for line in str(error).splitlines() if "codec" in line), None)
+        raise TiffError(f"its compression is not read ({codec})" if codec else "") from error
+
+
+def _open(memory: rasterio.MemoryFile) -> rasterio.DatasetReader:
+    """Filters of warnings are the process's, and images are read by several threads: one at a time."""
+    with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.MemoryFile(data) as memory, memory.open(driver="GTiff") as file:
-                yield file
-        except RasterioError as error:
-            codec = next((line for line in str(error).splitlines() if "codec" in line), None)
-            raise TiffError(f"its compression is not read ({codec})" if codec else "") from error
+        return memory.open(driver="GTiff")
 
 
 def _pixels(file: rasterio.DatasetReader, bands: list[int]) -> np.ndarray:

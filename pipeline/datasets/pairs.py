@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from fullres.ops.errors import FullresError
 from fullres.pipeline.datasets.dataset import Dataset
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 
 
-class FilesError(ValueError):
+class FilesError(FullresError, ValueError):
     """Files that do not go together. The message names up to ten; `problems` holds all, one line each."""
 
     def __init__(self, headline: str, problems: list[str]) -> None:

@@ -8,6 +8,7 @@ from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Level, Region
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.ops.errors import NetworkError
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.predict.cost import demands, node_span
 
@@ -33,17 +34,17 @@ class Schedule:
 class BoundTree:
     """A tree in the form that inference runs, with a schedule's trunk in it, for images of its size.
 
-    tree: any form of it; whatever that is, levels are those of `inference_form`. Raises ValueError for the
+    tree: any form of it; whatever that is, levels are those of `inference_form`. Raises NetworkError for the
     schedule of a tree with other levels.
     """
 
     def __init__(self, tree: FullResolution, schedule: Schedule) -> None:
         whole = inference_form(tree)
         if schedule.trunk not in (0, *whole.trunks()):
-            raise ValueError(f"the plan has a trunk up to level {schedule.trunk}: it is of another network")
+            raise NetworkError(f"the plan has a trunk up to level {schedule.trunk}: it is of another network")
         self.tree, self.schedule = whole.with_trunk(schedule.trunk), schedule
         if not len(self.levels) == len(schedule.fanouts) == len(schedule.strips):
-            raise ValueError(
+            raise NetworkError(
                 f"the plan has {len(schedule.strips)} levels, the network {len(self.levels)}: "
                 "it is of another network"
             )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import atomic, write_bytes_atomically, write_png
 from fullres.pipeline.data.pictures import colour, heat, overlay
 
@@ -19,7 +20,7 @@ MANIFEST = "predict.json"
 _PICTURES = re.compile("_color|_overlay|_attention_.+")
 
 
-class OutputsError(ValueError):
+class OutputsError(FullresError, ValueError):
     """The output folder holds predictions of other settings."""
 
 

@@ -16,6 +16,7 @@ from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import Pair
+from fullres.ops.errors import NetworkError
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.schedule import best_schedule, check_classes, subtree_macs
 
@@ -78,11 +79,11 @@ def plan_image(
     """The plan with the least work that fits `memory_budget` bytes a worker (beyond the model's own).
 
     `size` is the image's (H, W); `device` "cpu" or "cuda"; `scores`: scores are returned, not class ids.
-    `images` of this size are to be predicted in all. Raises BudgetError; ValueError for more classes than
+    `images` of this size are to be predicted in all. Raises BudgetError; NetworkError for more classes than
     class ids can name, and for a dense tree of several outputs.
     """
     if dense and len(tree.outputs) != 1:
-        raise ValueError(f"the network has {len(tree.outputs)} outputs; only one can be merged")
+        raise NetworkError(f"the network has {len(tree.outputs)} outputs; only one can be merged")
     check_classes(tree.channels[0], scores)
     tree = inference_form(tree)
     schedule, least = best_schedule(tree, size, memory_budget, precision, device, dense, scores)

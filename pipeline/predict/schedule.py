@@ -23,6 +23,7 @@ from fullres.models.full_resolution.geometry import Span, Spans
 from fullres.models.full_resolution.levels import Region, needed_spans
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.ops.errors import FullresError, NetworkError
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.cost import (
@@ -45,14 +46,14 @@ SMALLEST_TILE = 256
 RESERVE, USABLE = 64 << 20, 0.95
 
 
-class BudgetError(ValueError):
+class BudgetError(FullresError, ValueError):
     """No plan fits the memory budget; the message says the least that works."""
 
 
 def check_classes(classes: int, scores: bool) -> None:
-    """Raise ValueError where class ids would not fit their files: they are uint8."""
+    """Raise NetworkError where class ids would not fit their files: they are uint8."""
     if classes > 256 and not scores:
-        raise ValueError(f"the network has {classes} classes: class ids are written for at most 256")
+        raise NetworkError(f"the network has {classes} classes: class ids are written for at most 256")
 
 
 def best_schedule(

@@ -29,6 +29,7 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.trace import Pair
 from fullres.models.spgnet import stretched
 from fullres.ops.convolution import compute_exactly
+from fullres.ops.errors import FullresError
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.predict.bound import Precision
@@ -38,7 +39,7 @@ from fullres.pipeline.predict.schedule import check_classes
 _BAND = 64  # rows that are labelled together
 
 
-class WindowError(ValueError):
+class WindowError(FullresError, ValueError):
     """Windows that an image cannot be cut into; one line."""
 
 

@@ -38,13 +38,14 @@ from fullres.models.smp import SMP
 from fullres.models.spgnet import SPGNet
 from fullres.models.unet import UNet
 from fullres.ops.convolution import compute_exactly
+from fullres.ops.errors import FullresError
 from fullres.pipeline.data.transforms import normalise
 
 _LAST_LAYER = {ResNet: "layer4", HRNet: "stage4", Xception: "exit2", MobileNetV2: "features.17"}
 _PROBE = 64  # pixels a side of an image that shows which layers give features
 
 
-class LayerError(ValueError):
+class LayerError(FullresError, ValueError):
     """No such layer, or one without features. One line that names those there are."""
 
 
