@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from fullres.cluster.coordinator import Coordinator, Write
+from fullres.cluster.coordinator import Coordinator, Read, Write
 from fullres.cluster.stream import Options, Status, Task
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
@@ -102,6 +103,10 @@ def predict(
         str | None,
         typer.Option(help="Also write an SPGNet's guided attention of these classes: car,pole."),
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands of TIFF files to take for red, green and blue: 4,1,2; or one for grey."),
+    ] = None,
     address: AddressOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first image that can't be read.")
@@ -112,6 +117,7 @@ def predict(
     kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
     spec = _window_spec(scales, flip, window, stride)
+    chosen_bands = _bands(bands)
     with clear_errors():
         network, known, weights = load(model, weights, dataset)
         attended = _attended(attention, model, network, known)
@@ -140,6 +146,8 @@ def predict(
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             if attended:
                 settings |= {"attention": list(attended)}
+            if chosen_bands is not None:
+                settings |= {"bands": list(chosen_bands)}
             if pool_crop is not None:
                 settings |= {"pool_crop": pool_crop}
             claim_folder(out, settings)
@@ -155,7 +163,7 @@ def predict(
                 if task.stem in made_from:  # else it came after the run began, and is labelled again
                     sources.add(task.stem, made_from[task.stem])
 
-            status = _run(engine, options, tasks, write)
+            status = _run(engine, options, tasks, partial(read_image, bands=chosen_bands), write)
     summary = summarise(status, settings, skipped=len(found) - len(tasks))
     summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
@@ -176,6 +184,16 @@ def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int
     if not all(0 < factor <= 16 for factor in factors):
         fail(f"--scales is '{scales}': numbers above 0, at most 16, with commas between")
     return WindowSpec(factors, flip, window, stride)
+
+
+def _bands(text: str | None) -> tuple[int, ...] | None:
+    """What `--bands` asks for. Ends the job where that is impossible."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        fail(f"--bands is '{text}': three numbers from 1 with commas between, or one")
+    return tuple(int(part) for part in parts)
 
 
 def _attended(names: str | None, model: str, network: Any, known: Dataset) -> dict[str, int]:
@@ -241,7 +259,7 @@ def _digest(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
-def _run(engine: Engine, options: Options, tasks: list[Task], write: Write) -> Status:
+def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Status:
     if not tasks:
         return Status(images=0)
     coordinator = Coordinator(engine, options)
@@ -258,4 +276,4 @@ def _run(engine: Engine, options: Options, tasks: list[Task], write: Write) -> S
             else:
                 console.print(line(status))
 
-        return coordinator.run(tasks, read_image, write, report)
+        return coordinator.run(tasks, read, write, report)

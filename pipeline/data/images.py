@@ -48,23 +48,26 @@ def naming(path: str | Path, reason: str) -> str:
     return reason if named else f"{path}: {reason}"
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, bands: Sequence[int] | None = None) -> np.ndarray:
     """Read a PNG, JPEG, TIFF, BMP or WebP file as HxWx3 uint8 RGB.
 
     Grey becomes three equal channels, a palette its colours, alpha is dropped, 16 bits become 8 (rounded
-    x/257), and EXIF orientation is applied.
+    x/257), and EXIF orientation is applied. `bands`: three bands of a TIFF file for red, green and blue, or
+    one for grey, by their numbers from 1.
 
     Raises:
         ImageError: missing, empty, cut short, damaged or of another format; or pixels neither 8 nor 16 bits.
     """
-    return decode_image(read_bytes(path), path)
+    return decode_image(read_bytes(path), path, bands)
 
 
-def decode_image(data: bytes, path: str | Path) -> np.ndarray:
+def decode_image(data: bytes, path: str | Path, bands: Sequence[int] | None = None) -> np.ndarray:
     """As `read_image`, of a file's bytes; `path` names it in errors."""
     if image_format(data) == "TIFF":
-        image = _decode_tiff(path, data, tiff_image)
+        image = _decode_tiff(path, data, partial(tiff_image, bands=bands))
         return oriented(image if image.dtype == np.uint8 else _in_8_bits(image), tiff_orientation(data))
+    if bands is not None and image_format(data) is not None:
+        raise ImageError(f"{path}: bands {list(bands)} are asked for; of TIFF files alone they can be chosen")
     # IMREAD_UNCHANGED would leave the orientation out; these flags apply it and keep 16 bits.
     image = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image.dtype == np.uint16:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,10 +24,11 @@ class TiffError(Exception):
     """A TIFF file that is not read; the message says why, and is empty for a damaged one."""
 
 
-def tiff_image(data: bytes, check_size: CheckSize) -> np.ndarray:
+def tiff_image(data: bytes, check_size: CheckSize, bands: Sequence[int] | None = None) -> np.ndarray:
     """The first page as stored, H x W x 3 RGB, uint8 or uint16: grey (white-is-zero turned over), a palette's
     colours, or the first three bands of a file that says they are red, green and blue. Alpha and further
-    bands are left out.
+    bands are left out. `bands`: take these for red, green and blue, or one for grey, whatever the file says;
+    the first is 1.
 
     Raises TiffError: damaged, of bands that are not said to be grey or RGB, or not of 8 or 16 bits.
     """
@@ -35,6 +36,11 @@ def tiff_image(data: bytes, check_size: CheckSize) -> np.ndarray:
         _check_depth(file)
         colours = list(file.colorinterp)
         check_size(file.shape)
+        if bands is not None:
+            if max(bands) > file.count:
+                raise TiffError(f"band {max(bands)} is asked for; it has {file.count}")
+            pixels = _pixels(file, list(bands))
+            return np.ascontiguousarray(np.resize(pixels, (3, *file.shape)).transpose(1, 2, 0))
         if colours[0] == ColorInterp.palette and file.count == 1:
             return _colours_of(file)[_pixels(file, [1])[0]]
         if colours[:3] == _RGB:
@@ -43,7 +49,9 @@ def tiff_image(data: bytes, check_size: CheckSize) -> np.ndarray:
             pixels = np.repeat(_pixels(file, [1]), 3, 0)
         else:
             named = ", ".join(colour.name for colour in colours)
-            raise TiffError(f"{file.count} bands ({named}): grey, palette and RGB are read")
+            raise TiffError(
+                f"{file.count} bands ({named}): grey, palette and RGB are read, or bands chosen by number"
+            )
         if file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))

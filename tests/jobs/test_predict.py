@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import ray
+import tifffile
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
@@ -307,6 +308,25 @@ def test_results_are_of_the_images_asked_for(cluster, weights, tmp_path):
     assert files(out) != before
 
 
+def test_bands_of_aerial_images(cluster, weights, tmp_path):
+    """Of a file that does not say what its bands are: those asked for, and none without asking."""
+    image = render_scene(3, 64, 96)[0]
+    write_png(tmp_path / "rgb/a.png", image)
+    (tmp_path / "bands").mkdir()
+    stored = np.dstack([image[..., 1], image[..., 2], 255 - image[..., 0], image[..., 0]])
+    how = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"] * 3}
+    tifffile.imwrite(tmp_path / "bands/a.tif", stored, **how)
+    common = ("--weights", weights, "--workers", 1, "--address", cluster.address, "--out")
+    assert predict(tmp_path / "rgb", *common, tmp_path / "truth").exit_code == 0
+    unasked = predict(tmp_path / "bands", *common, tmp_path / "unasked")
+    assert unasked.exit_code == 1
+    assert "bands/a.tif: 4 bands (gray, undefined, undefined, undefined)" in unasked.stderr
+    asked = (tmp_path / "bands", *common, tmp_path / "asked")
+    assert predict(*asked, "--bands", "4,1,2").exit_code == 0
+    assert (tmp_path / "asked/a.png").read_bytes() == (tmp_path / "truth/a.png").read_bytes()
+    assert "bands: [4, 1, 2] there, [1, 2, 3] now" in predict(*asked, "--bands", "1,2,3").stderr
+
+
 def test_a_damaged_manifest_is_named(cluster, weights, scenes, tmp_path):
     (tmp_path / "predict.json").write_text('{"model": ')
     asked = (scenes / "grey.jpg", "--weights", weights, "--out", tmp_path, "--address", cluster.address)
@@ -431,6 +451,8 @@ def test_budget_too_small(cluster, tmp_path, weights, scenes):
         ("--memory-budget", "4 apples", "'4 apples' is no amount of memory"),
         ("--memory-budget", "-1GiB", "'-1GiB' is no amount of memory"),
         ("--precision", "fp8", "'fp8' is not one of 'auto', 'fp32', 'bf16'"),
+        ("--bands", "1,2", "--bands is '1,2': three numbers from 1 with commas between, or one"),
+        ("--bands", "0", "--bands is '0'"),
         ("--save", "gif", "'gif' is not one of 'color', 'overlay', 'npy', 'safetensors'"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import tifffile
 
-from fullres.pipeline.data.images import ImageError, image_size, read_image, read_labels
+from fullres.pipeline.data.images import ImageError, image_size, read_image, read_labels, write_png
 
 RNG = np.random.default_rng(0)
 SIZE = (37, 53)
@@ -79,7 +79,7 @@ def test_bands_that_are_not_said_to_be_colours_are_refused(save, bands, deep):
         extras = ["unspecified"] * (bands - 1)
         how = {"planarconfig": "contig", "extrasamples": extras, "tile": tile}
         path = save(in_16(pixels) if deep else pixels, photometric="minisblack", **how)
-        with pytest.raises(ImageError, match=rf"^{path}: {bands} bands \(gray, undefined.*are read$"):
+        with pytest.raises(ImageError, match=rf"^{path}: {bands} bands \(gray, undefined.*chosen by number$"):
             read_image(path)
 
 
@@ -183,3 +183,24 @@ def test_nothing_is_written_beside_a_file(save):
     path = save(RGB, photometric="rgb")
     read_image(path)
     assert [p.name for p in path.parent.iterdir()] == ["x.tif"]
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_chosen_bands(save, planar, deep):
+    pixels = RNG.integers(0, 256, (*SIZE, 5), np.uint8)
+    stored = in_16(pixels) if deep else pixels
+    stored = stored if planar == "contig" else np.ascontiguousarray(stored.transpose(2, 0, 1))
+    path = save(stored, photometric="minisblack", planarconfig=planar, extrasamples=["unspecified"] * 4)
+    for bands in ((4, 1, 2), (5, 5, 1), (1, 2, 3)):
+        np.testing.assert_array_equal(read_image(path, bands), pixels[..., [b - 1 for b in bands]])
+    np.testing.assert_array_equal(read_image(path, (3,)), np.dstack([pixels[..., 2]] * 3))
+    with pytest.raises(ImageError, match="band 6 is asked for; it has 5"):
+        read_image(path, (1, 6, 2))
+
+
+def test_bands_of_another_format(tmp_path):
+    path = tmp_path / "x.png"
+    write_png(path, RGB)
+    with pytest.raises(ImageError, match=r"bands \[4, 1, 2\] are asked for; of TIFF files alone"):
+        read_image(path, (4, 1, 2))
