@@ -96,7 +96,7 @@ def decode_labels(data: bytes, path: str | Path) -> np.ndarray:
     if kind in ("JPEG", "BMP", "WebP"):
         raise ImageError(f"{path}: a {kind} file; label maps are read from PNG and TIFF")
     depth = 8
-    _check_header(path, data)
+    check_header(path, data)
     if kind == "PNG":
         if (indices := decode_indices(data)) is not None:
             return indices
@@ -226,8 +226,9 @@ def _check_size(path: str | Path, size: tuple[int, int]) -> None:
         raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
 
 
-def _check_header(path: str | Path, data: bytes) -> None:
-    """What a file says of itself, before anything is decoded: its size, and the checksums of a PNG file."""
+def check_header(path: str | Path, data: bytes) -> None:
+    """Raise ImageError for what a file says of itself, before anything is decoded: its size, and a PNG file's
+    checksums."""
     if image_format(data) == "PNG" and not png_is_sound(data):
         raise ImageError(f"{path}: PNG file of {len(data)} bytes is cut short or damaged")
     if (size := oriented_size(data)) is not None:
@@ -252,7 +253,7 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     kind = image_format(data)
     if kind is None:
         raise ImageError(f"{path}: not an image; PNG, JPEG, TIFF, BMP and WebP are read")
-    _check_header(path, data)
+    check_header(path, data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # the one assertion a well-formed header can meet is OpenCV's size limit

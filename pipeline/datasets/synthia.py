@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fullres.pipeline.data.images import ImageError
+from fullres.pipeline.data.image_headers import image_format
+from fullres.pipeline.data.images import ImageError, check_header
 from fullres.pipeline.datasets import cityscapes
 from fullres.pipeline.datasets.dataset import Dataset, Encoding, Split
 
@@ -48,7 +49,10 @@ def decode_class_channel(data: bytes, path: str | Path) -> np.ndarray:
     Raises:
         ImageError: another kind of file, or damaged.
     """
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    pixels = None
+    if image_format(data) == "PNG":
+        check_header(path, data)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ImageError(f"{path}: not a PNG file, or damaged")
     if pixels.dtype != np.uint16 or pixels.ndim != 3:
