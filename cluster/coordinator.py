@@ -21,10 +21,11 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
+from fullres.cluster.connection import first_line
 from fullres.cluster.memory import release_store
 from fullres.cluster.stream import Options, Status, Task, WorkerState
-from fullres.cluster.workers import Done, WorkerRestarted, places, start_worker
-from fullres.models.full_resolution.trace import Pair
+from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker
+from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import ImageError, naming
 from fullres.pipeline.predict.engines import Engine, Merger, Resources
@@ -70,17 +71,12 @@ Read = Callable[[Path], np.ndarray]
 Write = Callable[[Task, np.ndarray, np.ndarray], None]
 
 
-def first_line(error: BaseException) -> str:
-    """Of its message; its kind where it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 class Coordinator:
     """Runs one network over many images on the workers of the connected Ray cluster."""
 
     def __init__(self, engine: Engine, options: Options) -> None:
         self.options = options
-        self.engine, self.sent_engine = engine, ray.put(engine)
+        self.engine, self.sent_engine = engine, ray.put(packed(engine))
         self.plans: dict[Pair, Any] = {}
         self.status = Status(images=0)
         self.queue: deque[_Work] = deque()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import torch
+from ray import cloudpickle
 
 from fullres.cluster.memory import (
     ENVIRONMENT,
@@ -45,6 +47,20 @@ class Done:
     peak_bytes: int
 
 
+@dataclass(frozen=True)
+class Packed:
+    """An engine on its way to workers, and the folders that the driver imports from."""
+
+    data: bytes
+    folders: list[str]
+
+
+def packed(engine: Engine) -> Packed:
+    """What `Worker.load` takes. Networks whose code lies in the current folder are found there."""
+    folders = [os.path.abspath(folder) for folder in sys.path]
+    return Packed(cloudpickle.dumps(engine), [*folders, os.getcwd()])
+
+
 class WorkerRestarted(RuntimeError):
     """A grain reached a worker that Ray has restarted and that has no network yet."""
 
@@ -59,9 +75,11 @@ class Worker:
         self.predictor: Any = None
         self.baseline = 0
 
-    def load(self, engine: Engine) -> WorkerInfo:
+    def load(self, engine: "Packed") -> WorkerInfo:
         """Make the network ready, and say where this is. Once after each start."""
-        self.predictor = engine.predictor(self.device, self.precision)
+        # Behind this installation's own packages: a copy of the project there is not what the driver runs.
+        sys.path += [folder for folder in engine.folders if folder not in sys.path]
+        self.predictor = cloudpickle.loads(engine.data).predictor(self.device, self.precision)
         del engine
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)

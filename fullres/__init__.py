@@ -13,15 +13,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fullres.api import load, predict
+    from fullres.api import load, predict, targets
+    from fullres.models.full_resolution.check import check
     from fullres.models.full_resolution.split_merge import split_merge
     from fullres.ops.errors import FullresError
+    from fullres.pipeline.data.transforms import Normalisation
 
-__all__ = ["FullresError", "__version__", "load", "predict", "split_merge"]
+__all__ = [
+    "FullresError", "Normalisation", "__version__", "check", "load", "predict", "split_merge", "targets",
+]  # fmt: skip
 
 _HOMES = {
     "load": "fullres.api",
     "predict": "fullres.api",
+    "targets": "fullres.api",
+    "check": "fullres.models.full_resolution.check",
+    "Normalisation": "fullres.pipeline.data.transforms",
     "split_merge": "fullres.models.full_resolution.split_merge",
     "FullresError": "fullres.ops.errors",
 }

@@ -1,23 +1,24 @@
 """The public functions: networks by name or file, and labels of images, without a command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.fcn import FCN8s, FCN32s
-from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.smp import SMP
 from fullres.models.weights import WeightsError, load_network, read_state, shipped_weights
 from fullres.ops.errors import FullresError
-from fullres.pipeline.data.images import read_image
-from fullres.pipeline.predict.engines import Engine, Resources, SplitMerge, Windows
+from fullres.pipeline.data.images import read_channels
+from fullres.pipeline.data.transforms import Normalisation
+from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.datasets import dataset as named_dataset
+from fullres.pipeline.predict.bound import Precision
+from fullres.pipeline.predict.engines import Engine, Resources, engine_for
 from fullres.pipeline.predict.execute import native_precision
-from fullres.pipeline.predict.windows import WindowSpec
+from fullres.pipeline.targets.compute import TargetSpec, targets_of
 
 Image = np.ndarray | str | Path
 
@@ -50,23 +51,32 @@ def predict(
     images: Image | Sequence[Image],
     network: nn.Module,
     *,
+    workers: int | None = None,
     memory_budget: int = 4 << 30,
-    device: str | None = None,
+    address: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
     precision: Literal["fp32", "bf16", "auto"] = "auto",
     scores: bool = False,
+    normalisation: Normalisation | None = None,
+    bands: Sequence[int] | None = None,
 ) -> np.ndarray | list[np.ndarray]:
-    """Every pixel's class, computed in this process within `memory_budget` bytes beyond the network's own.
+    """Every pixel's class, computed within `memory_budget` bytes (of each worker) beyond the network's own.
 
     SMP, FCN32s, FCN8s and what `split_merge` returns are computed at full resolution, exactly. Any other
     network is run on the whole image and must return logits N x classes x H x W of the size of what it reads.
     The network itself is not changed.
 
     Args:
-        images: H x W x 3 uint8 RGB arrays or paths, one or several. Networks read them normalised with
-            ImageNet's mean and standard deviation, as those of the catalogue do.
+        images: H x W x channels uint8 arrays (RGB, where there are three) or paths, one or several.
+        workers: how many Ray workers; without it everything happens in this process.
+        address: of the cluster with the workers ('auto', 'host:port'). That which this process is connected
+            to, or else one of this machine's own, if none is given.
         device: "cpu" or "cuda"; a GPU where there is one.
         precision: "fp32", "bf16" or "auto": bf16 where the hardware computes it natively.
         scores: return scores (probabilities for networks run on the whole image) in place of classes.
+        normalisation: how the network reads images. Without it what its attribute `normalisation` says, or
+            else ImageNet's mean and standard deviation of RGB, as those of the catalogue do.
+        bands: of TIFF files, by their numbers from 1: for red, green and blue, or as many as are read.
 
     Returns:
         H x W uint8 class ids, or classes x H x W float32 or float16 scores; a list for several images.
@@ -75,30 +85,131 @@ def predict(
         FullresError: an image that can't be read, a budget too small, an impossible argument.
     """
     several = isinstance(images, Sequence) and not isinstance(images, str)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = native_precision(where) if precision == "auto" else precision
-    if chosen not in ("fp32", "bf16"):
+    listed: list[Image] = list(images) if several else [images]  # type: ignore[arg-type, list-item]
+    if precision not in ("fp32", "bf16", "auto"):
         raise ArgumentError(f"precision is '{precision}': fp32, bf16 or auto")
-    engine = _engine(network)
-    predictor = engine.predictor(where, chosen)
-    results = []
-    for image in images if several else [images]:  # type: ignore[union-attr]
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)  # type: ignore[arg-type]
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-            raise ArgumentError(f"image is {pixels.dtype} of shape {pixels.shape}: uint8 H x W x 3 is read")
-        size = (pixels.shape[0], pixels.shape[1])
-        plan = engine.plan(size, Resources(1, memory_budget, chosen, where.type), scores)
-        parts = engine.parts(plan)
-        merger = engine.merger(plan, scores)
-        for grain in plan.grains:
-            rows, columns = parts[grain.tile]
-            part = pixels[rows.start : rows.stop, columns.start : columns.stop]
-            merger.add(grain, predictor.run(plan.schedule, grain, part, scores))
-        results.append(merger.result)
+    if device not in (None, "cpu", "cuda"):
+        raise ArgumentError(f"device is '{device}': cpu or cuda")
+    if workers is not None and workers < 1:
+        raise ArgumentError(f"workers is {workers}: 1 or more, or None for this process alone")
+    if workers is None and address is not None:
+        raise ArgumentError(f"address is '{address}': say how many workers there are to be")
+    engine = engine_for(network, normalisation=normalisation)
+
+    def pixels(index: int) -> np.ndarray:
+        return _pixels(listed[index], engine.normalisation.channels, bands)
+
+    how = (memory_budget, device, precision, scores)
+    if workers is None:
+        results = [_in_this_process(engine, pixels(i), *how) for i in range(len(listed))]
+    else:
+        results = _on_workers(engine, pixels, len(listed), workers, address, *how)
     return results if several else results[0]
 
 
-def _engine(network: nn.Module) -> Engine:
-    if isinstance(network, SMP | FCN32s | FCN8s | FullResolution):
-        return SplitMerge(network)
-    return Windows(network, WindowSpec())
+def targets(
+    labels: Image | Sequence[Image], dataset: str | Dataset, **spec: Any
+) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+    """Training targets of label maps, computed in this process; `fullres targets` writes those of whole data
+    sets.
+
+    Args:
+        labels: H x W uint8 arrays of trainIds, or paths of label files as the data set stores them; one or
+            several.
+        dataset: its name ("cityscapes"), or a `Dataset`.
+        spec: the fields of `pipeline.targets.compute.TargetSpec`: grid, smoothness, target_classes, metric,
+            cpp, boundary, distance. `target_classes` is the data set's own if it isn't given.
+
+    Returns:
+        "phi", the sampling tensor, and what else is asked for, as `pipeline.targets.compute.targets_of` says;
+        a list for several label maps.
+
+    Raises:
+        FullresError: a label map that can't be read or has other ids, an impossible argument.
+    """
+    several = isinstance(labels, Sequence) and not isinstance(labels, str)
+    listed: list[Image] = list(labels) if several else [labels]  # type: ignore[arg-type, list-item]
+    try:
+        known = named_dataset(dataset) if isinstance(dataset, str) else dataset
+        asked = TargetSpec(**{"target_classes": known.targets or None, **spec})
+        asked.check(known)
+        results = []
+        for each in listed:
+            ids = each if isinstance(each, np.ndarray) else known.read(each)
+            if ids.ndim != 2 or ids.dtype != np.uint8 or 0 in ids.shape:
+                raise ArgumentError(f"labels are {ids.dtype} of shape {ids.shape}: uint8 H x W is read")
+            wrong = sorted(set(np.unique(ids).tolist()) - {*range(len(known.classes)), known.ignore_index})
+            if wrong:
+                raise ArgumentError(f"labels: ids {wrong} are no trainIds of {known.name}")
+            results.append(targets_of(ids, known, asked))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FullresError):
+            raise
+        raise ArgumentError(str(error)) from error
+    return results if several else results[0]
+
+
+def _pixels(image: Image, channels: int, bands: Sequence[int] | None) -> np.ndarray:
+    if not isinstance(image, np.ndarray):
+        return read_channels(image, channels, bands)
+    if image.ndim != 3 or image.shape[2] != channels or image.dtype != np.uint8 or 0 in image.shape:
+        raise ArgumentError(
+            f"image is {image.dtype} of shape {image.shape}: uint8 H x W x {channels} is read"
+        )
+    return image
+
+
+def _in_this_process(
+    engine: Engine, image: np.ndarray, memory_budget: int, device: str | None, precision: str, scores: bool
+) -> np.ndarray:
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _precision(precision, where)
+    predictor = engine.predictor(where, chosen)
+    plan = engine.plan(
+        (image.shape[0], image.shape[1]), Resources(1, memory_budget, chosen, where.type), scores
+    )
+    parts = engine.parts(plan)
+    merger = engine.merger(plan, scores)
+    for grain in plan.grains:
+        rows, columns = parts[grain.tile]
+        part = image[rows.start : rows.stop, columns.start : columns.stop]
+        merger.add(grain, predictor.run(plan.schedule, grain, part, scores))
+    return merger.result
+
+
+def _on_workers(
+    engine: Engine,
+    pixels: Callable[[int], np.ndarray],
+    images: int,
+    workers: int,
+    address: str | None,
+    memory_budget: int,
+    device: Literal["cpu", "cuda"] | None,
+    precision: str,
+    scores: bool,
+) -> list[np.ndarray]:
+    # Ray is imported where it is needed: alone it takes a second.
+    from fullres.cluster.connection import ray_cluster
+    from fullres.cluster.coordinator import Coordinator
+    from fullres.cluster.stream import Options, Task
+    from fullres.cluster.workers import cluster_device
+
+    results: dict[str, np.ndarray] = {}
+    tasks = [Task(Path(str(i)), Path(str(i))) for i in range(images)]
+    with ray_cluster(address, workers):
+        where = device or cluster_device()
+        chosen = _precision(precision, torch.device(where))
+        coordinator = Coordinator(engine, Options(chosen, memory_budget, workers, where, scores, strict=True))
+        try:
+            coordinator.run(
+                tasks,
+                lambda path: pixels(int(path.name)),
+                lambda task, image, result: results.update({task.stem.name: result}),
+            )
+        finally:
+            coordinator.close()
+    return [results[task.stem.name] for task in tasks]
+
+
+def _precision(asked: str, device: torch.device) -> Precision:
+    return native_precision(device) if asked == "auto" else asked  # type: ignore[return-value]

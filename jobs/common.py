@@ -1,43 +1,33 @@
 """What several jobs share: option types, errors in one line, the connection to a Ray cluster."""
 
 import enum
-import logging
 import os
 import re
-import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import ray
 import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from fullres.cluster.coordinator import WorkersLost, first_line
-from fullres.cluster.targets import TargetsError
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.full_resolution.trace import UnsupportedModule
 from fullres.models.weights import WeightsError, WeightsInfo, load_network, shipped_weights
-from fullres.pipeline.data.images import ImageError
+from fullres.ops.errors import FullresError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.predict.execute import native_precision
-from fullres.pipeline.predict.outputs import OutputsError
-from fullres.pipeline.predict.schedule import BudgetError, Precision
-from fullres.pipeline.predict.windows import WindowError
+from fullres.pipeline.predict.schedule import Precision
 
 console = Console(stderr=True)
 
-USER_ERRORS = (
-    ImageError, WeightsError, BudgetError, OutputsError, FilesError, UnsupportedModule, WorkersLost,
-    TargetsError, WindowError, OSError,
-)  # fmt: skip
+USER_ERRORS = (FullresError, OSError)
 
 _UNITS = {
     "": 1,
@@ -67,11 +57,9 @@ class PrecisionChoice(enum.StrEnum):
 
 
 def choose_precision(choice: PrecisionChoice, device: str) -> Precision:
-    """What `auto` stands for on a device; a GPU that is not of this machine is taken to be a recent one."""
+    """What the option stands for on a device."""
     if choice is PrecisionChoice.auto:
-        return (
-            native_precision(torch.device(device)) if device == "cpu" or torch.cuda.is_available() else "bf16"
-        )
+        return native_precision(torch.device(device))
     return "fp32" if choice is PrecisionChoice.fp32 else "bf16"
 
 
@@ -136,6 +124,24 @@ def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn
     return network, _classes(info, weights, dataset_name), weights
 
 
+def own_network(factory: str) -> nn.Module:
+    """What `package.module:factory` returns. It is looked for in the current folder too. Raises what the
+    factory raises."""
+    module, _, name = factory.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        fail(f"--network is '{factory}': package.module:factory, a function without arguments")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        fail(f"--network is '{factory}': {error}")
+    network = make()
+    if not isinstance(network, nn.Module):
+        fail(f"--network: {factory} returns a {type(network).__name__}, not a network")
+    return network.eval()
+
+
 def known_dataset(name: str, classes: int | None = None, where: str = "--dataset") -> Dataset:
     """The data set that the option `where` names; "folder" has as many classes as `--classes` says."""
     if name == "folder":
@@ -167,35 +173,3 @@ def _classes(info: WeightsInfo, weights: Path, name: str | None) -> Dataset:
             "weights are a start for training: fullres train CONFIG.toml --drop-head"
         )
     return known
-
-
-def _check_listening(address: str) -> None:
-    """Raise OSError where nobody listens at 'host:port': Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=5).close()
-
-
-@contextmanager
-def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
-    """Connect to a cluster; without an address start one here, with at least `cpus` workers' worth of
-    CPUs."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    inside_job = "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ
-    try:
-        if address is None and not inside_job:
-            ray.init(
-                address="local", num_cpus=max(cpus or 0, os.cpu_count() or 1), include_dashboard=False,
-                log_to_driver=False, logging_level=logging.ERROR, object_store_memory=2 << 30,
-            )  # fmt: skip
-        else:
-            _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
-            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError) as error:
-        where = address or os.environ.get("RAY_ADDRESS")
-        fail(f"--address: no Ray cluster at '{where}' ({first_line(error)})")
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -20,6 +20,7 @@ from fullres.jobs.common import (
     clear_errors,
     fail,
     known_dataset,
+    own_network,
     parse_bytes,
 )
 from fullres.models.catalogue import CATALOGUE, build
@@ -43,6 +44,10 @@ class DeviceChoice(enum.StrEnum):
 def plan(
     image: Annotated[str, typer.Argument(help="An image, or the size of one.", metavar="IMAGE|WIDTHxHEIGHT")],
     model: Annotated[str, typer.Option(help="Network, e.g. smp18, fcn32s34.")] = "smp18",
+    network_factory: Annotated[
+        str | None,
+        typer.Option("--network", help="Or one of your own, split_merge's result: package.module:factory."),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="They say width and class count. Those that come with a model if none."),
@@ -68,7 +73,15 @@ def plan(
     budget = parse_bytes(memory_budget)
     with clear_errors():
         size = _size(image)
-        network, described = _network(model, weights, width, dataset_name)
+        if network_factory is not None:
+            if weights is not None or width is not None:
+                fail("--network comes with its weights and width: leave out --weights and --width")
+            network, described = own_network(network_factory), "one's own"
+            model = network_factory
+            if not isinstance(network, FullResolution):
+                fail(f"--network: {model} has no tree; return what fullres.split_merge(network) returns")
+        else:
+            network, described = _network(model, weights, width, dataset_name)
         tree, dense = tree_of(network)
         chosen = choose_precision(precision, device.value)
 

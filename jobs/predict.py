@@ -10,9 +10,12 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.live import Live
+from torch import nn
 
+from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator, Read, Write
 from fullres.cluster.stream import Options, Status, Task
 from fullres.cluster.workers import cluster_device
@@ -23,24 +26,27 @@ from fullres.jobs.common import (
     clear_errors,
     console,
     fail,
+    known_dataset,
     load,
+    own_network,
     parse_bytes,
     parse_workers,
-    ray_cluster,
 )  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
-from fullres.models.catalogue import CATALOGUE, parameter_count
+from fullres.models.catalogue import parameter_count
+from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.spgnet import SPGNet, has_attention
 from fullres.pipeline.data.images import (
     ImageError,
     image_size,
     list_images,
     naming,
-    read_image,
+    read_channels,
     write_bytes_atomically,
 )
+from fullres.pipeline.data.transforms import IMAGENET
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.predict.engines import Engine, Resources, SplitMerge, Windows
+from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
 from fullres.pipeline.predict.outputs import MANIFEST, claim_folder, write_outputs
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
@@ -62,8 +68,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     model: Annotated[
-        str, typer.Option(help="Network: smp18, pspnet50, ...; see `fullres models`.")
-    ] = "smp18",
+        str | None, typer.Option(help="Network: smp18 if not given, pspnet50, ...; see `fullres models`.")
+    ] = None,
+    network_factory: Annotated[
+        str | None,
+        typer.Option("--network", help="Or one of your own: package.module:factory, without arguments."),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")
     ] = None,
@@ -105,7 +115,9 @@ def predict(
     ] = None,
     bands: Annotated[
         str | None,
-        typer.Option(help="Bands of TIFF files to take for red, green and blue: 4,1,2; or one for grey."),
+        typer.Option(
+            help="Bands of TIFF files: for red, green and blue 4,1,2, one for grey, or as many as are read."
+        ),
     ] = None,
     address: AddressOption = None,
     strict: Annotated[
@@ -119,19 +131,30 @@ def predict(
     spec = _window_spec(scales, flip, window, stride)
     chosen_bands = _bands(bands)
     with clear_errors():
-        network, known, weights = load(model, weights, dataset)
+        if network_factory is None:
+            model = model or "smp18"
+            network, known, weights = load(model, weights, dataset)
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+        elif model is not None or weights is not None:
+            fail(f"--network is '{network_factory}': leave out --model and --weights, of the catalogue")
+        else:
+            model = network_factory
+            network = own_network(network_factory)
+            known = _classes_of(network, model, dataset)
+            digest = _state_digest(network)
         attended = _attended(attention, model, network, known)
         if pool_crop is not None:
             if not isinstance(network, SPGNet):
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
             network.pool_over((pool_crop, pool_crop))
+        engine = engine_for(network, spec, tuple(attended.values()))
+        read = _reader(engine.normalisation.channels, chosen_bands)
         found, sources = _to_label(images, out), Sources(out)
         _check_names(found, [*kinds, *(f"attention_{name}" for name in attended)])
         sizes = _sizes(found)
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
-            engine = _engine(model, network, spec, tuple(attended.values()))
             # A budget too small, a window too large end the job here. The largest image needs most.
             for size, example in sorted(sizes.items(), key=lambda item: -prod(item[0])):
                 try:
@@ -139,13 +162,15 @@ def predict(
                 except (BudgetError, WindowError) as error:
                     fail(naming(example, str(error)))
             settings = {
-                "model": model, "weights": _digest(weights), "dataset": known.name, "precision": chosen,
+                "model": model, "weights": digest, "dataset": known.name, "precision": chosen,
                 "memory_budget": budget, "device": device, "save": sorted(kinds),
             }  # fmt: skip
             if isinstance(engine, Windows):
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             if attended:
                 settings |= {"attention": list(attended)}
+            if engine.normalisation != IMAGENET:
+                settings |= {"normalisation": json.loads(json.dumps(asdict(engine.normalisation)))}
             if chosen_bands is not None:
                 settings |= {"bands": list(chosen_bands)}
             if pool_crop is not None:
@@ -163,7 +188,7 @@ def predict(
                 if task.stem in made_from:  # else it came after the run began, and is labelled again
                     sources.add(task.stem, made_from[task.stem])
 
-            status = _run(engine, options, tasks, partial(read_image, bands=chosen_bands), write)
+            status = _run(engine, options, tasks, read, write)
     summary = summarise(status, settings, skipped=len(found) - len(tasks))
     summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
@@ -191,8 +216,8 @@ def _bands(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 3) or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        fail(f"--bands is '{text}': three numbers from 1 with commas between, or one")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        fail(f"--bands is '{text}': numbers from 1 with commas between")
     return tuple(int(part) for part in parts)
 
 
@@ -207,13 +232,6 @@ def _attended(names: str | None, model: str, network: Any, known: Dataset) -> di
         if name not in known.classes:
             fail(f"--attention: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
     return {name: known.classes.index(name) for name in listed}
-
-
-def _engine(model: str, network: Any, spec: WindowSpec | None, attention: tuple[int, ...]) -> Engine:
-    """Split-merge for the networks that have it, unless windows are asked for."""
-    if CATALOGUE[model].dense and spec is None:
-        return SplitMerge(network)
-    return Windows(network, spec or WindowSpec(), attention)
 
 
 def _to_label(images: list[str], out: Path) -> list[Task]:
@@ -255,8 +273,32 @@ def _sizes(tasks: list[Task]) -> dict[tuple[int, int], Path]:
     return sizes
 
 
-def _digest(weights: Path) -> str:
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+def _state_digest(network: nn.Module) -> str:
+    """Of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _classes_of(network: nn.Module, factory: str, name: str | None) -> Dataset:
+    """The data set that is named; without one, classes by their numbers, as many as a full-resolution form
+    has."""
+    there = network.channels[0] if isinstance(network, FullResolution) else None
+    if name is None and there is None:
+        fail(f"--dataset: {factory} is no full-resolution form; name the data set whose classes it labels")
+    known = known_dataset(name or "folder", there if name in (None, "folder") else None)
+    if there is not None and len(known.classes) != there:
+        fail(f"--dataset: {factory} has {there} classes, but {known.name} has {len(known.classes)}")
+    return known
+
+
+def _reader(channels: int, bands: tuple[int, ...] | None) -> Read:
+    """Ends the job where the network reads another number of channels than `--bands` has."""
+    if bands is not None and len(bands) != channels and (len(bands), channels) != (1, 3):
+        fail(f"--bands is '{','.join(map(str, bands))}': the network reads {channels} channels")
+    return partial(read_channels, channels=channels, bands=bands)
 
 
 def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Status:

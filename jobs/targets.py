@@ -2,13 +2,11 @@
 
 import enum
 import json
-import math
 import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fullres.cluster import targets as cluster_targets
+from fullres.cluster.connection import ray_cluster
 from fullres.jobs.common import (
     AddressOption,
     check_split,
@@ -27,7 +26,6 @@ from fullres.jobs.common import (
     fail,
     known_dataset,
     parse_workers,
-    ray_cluster,
 )
 from fullres.ops.boundary import boundary_map
 from fullres.pipeline.data.images import decode_image, naming, write_png
@@ -101,8 +99,6 @@ def targets(
     if dataset_name is None or root is None or out is None:
         fail("--dataset, --root and --out are needed")
     known = known_dataset(dataset_name, classes)
-    if not (math.isfinite(smoothness) and smoothness >= 0):
-        fail(f"--lambda is {smoothness}: a finite number, 0 or more")
     spec = TargetSpec(
         _grid(grid), smoothness, _target_classes(target_classes, known), metric.value, _scales(cpp),
         boundary, distance,
@@ -111,6 +107,7 @@ def targets(
     check_split(split, known)
     count = parse_workers(workers)
     with clear_errors():
+        spec.check(known)
         source, target = Storage(root), Storage(out)
         found = cluster_targets.find(source, known, split)
         with ray_cluster(address, count), _bar() as bar:
@@ -208,31 +205,22 @@ def _array(value: dict[str, Any]) -> np.ndarray:
 
 def _grid(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(match[1]), int(match[2])) < 2:
-        fail(f"--grid is '{text}': rows x columns, each at least 2, e.g. 8x8")
+    if not match:
+        fail(f"--grid is '{text}': rows x columns, e.g. 8x8")
     return int(match[1]), int(match[2])
 
 
 def _scales(text: str | None) -> tuple[int, ...]:
     scales = [] if text is None else text.split(",")
-    if not all(scale.isdecimal() and int(scale) >= 1 for scale in scales):
+    if not all(scale.isdecimal() for scale in scales):
         fail(f"--cpp is '{text}': whole numbers with commas between, e.g. 4,8,16,32")
-    distinct = tuple(sorted({int(scale) for scale in scales}))
-    if any(coarse % fine for fine, coarse in pairwise(distinct)):
-        fail(f"--cpp is '{text}': each scale must be a multiple of the one before, e.g. 4,8,16,32")
-    return distinct
+    return tuple(sorted({int(scale) for scale in scales}))
 
 
 def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
     if text is None:
         return known.targets or None
-    if text == "all":
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in known.classes:
-            fail(f"--target-classes: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
-    return names
+    return None if text == "all" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def _bar() -> Progress:

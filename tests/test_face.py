@@ -1,5 +1,6 @@
 """The public face: `import fullres`, and three lines that label a picture."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -11,12 +12,23 @@ import torch
 from torch import nn
 
 import fullres
+from fullres.cluster.connection import ray_cluster
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.images import ImageError, read_image, write_png
+from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.predict.outputs import argmax
+from fullres.pipeline.targets.compute import TargetSpec, targets_of
+from tests.models.full_resolution.public_networks import public
 from tests.networks import assert_same_scores, narrow, random_image, scores_at_once, with_statistics
 
 DOCUMENT = Path(__file__).parents[1] / "docs/python.md"
+
+
+@pytest.fixture(scope="module")
+def local_cluster():
+    """One for all tests here: `predict` takes the cluster that the process is connected to."""
+    with ray_cluster(None, 2):
+        yield
 
 
 def test_import_is_light():
@@ -103,7 +115,7 @@ def of_shape(shape, dtype=np.uint8):
             lambda: fullres.predict(random_image(9, 9), fullres.split_merge(small()), memory_budget=1),
             "memory budget is 0 MiB",
         ),
-        (lambda: fullres.split_merge(nn.Sequential(nn.Linear(3, 3))), "has no full-resolution form"),
+        (lambda: fullres.split_merge(nn.Sequential(nn.AdaptiveMaxPool2d(1))), "has no full-resolution form"),
     ],
 )
 def test_errors_have_one_base_and_one_line(wrong, said):
@@ -122,3 +134,143 @@ def test_the_document(tmp_path, monkeypatch):
     for block in blocks:
         exec(block, names)
     assert names["labels"].shape == read_image("street.png").shape[:2]
+
+
+# --- networks of one's own ---
+
+
+def other_channels(channels):
+    torch.manual_seed(0)
+    network = with_statistics(
+        nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    )
+    tree = fullres.split_merge(network)
+    tree.normalisation = fullres.Normalisation((90.0,) * channels, (40.0,) * channels)
+    return tree
+
+
+def as_it_reads(tree, image):
+    """What `tree` gives for an image that is normalised here, with other operations."""
+    how = tree.normalisation
+    pixels = image[..., ::-1] if how.order == "bgr" else image
+    x = (torch.from_numpy(pixels.astype(np.float64)) - torch.tensor(how.mean)) / torch.tensor(how.std)
+    with torch.no_grad():
+        return copy.deepcopy(tree).double()(x.permute(2, 0, 1)[None])[0].numpy()
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels, workers, local_cluster):
+    tree = other_channels(channels)
+    images = [np.random.default_rng(i).integers(0, 256, (33, 47 + i, channels), np.uint8) for i in range(2)]
+    found = fullres.predict(
+        images, tree, scores=True, precision="fp32", workers=workers, memory_budget=1 << 29
+    )
+    for scores, image in zip(found, images, strict=True):
+        assert_same_scores(scores, as_it_reads(tree, image))
+
+
+def test_other_means_and_order(local_cluster):
+    tree, image = fullres.split_merge(small()), random_image(37, 61)
+    how = fullres.Normalisation((72.4, 82.9, 73.2), (45.3, 46.2, 44.9), "bgr")
+    for workers in (None, 1):
+        scores = fullres.predict(
+            image,
+            tree,
+            normalisation=how,
+            scores=True,
+            precision="fp32",
+            workers=workers,
+            memory_budget=1 << 29,
+        )
+        declared = fullres.split_merge(small())
+        declared.normalisation = how
+        assert_same_scores(scores, as_it_reads(declared, image))
+
+
+def test_the_same_network_in_windows_reads_alike(local_cluster):
+    class Whole(nn.Module):
+        normalisation = fullres.Normalisation((90.0,), (40.0,))
+
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Conv2d(1, 5, 3, 1, 1)
+
+        def forward(self, x):
+            return self.network(x)
+
+    torch.manual_seed(0)
+    network, image = Whole().eval(), random_image(20, 30)[..., :1]
+    here = fullres.predict(image, network, scores=True, precision="fp32")
+    x = (torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None] - 90) / 40
+    with torch.no_grad():
+        assert_same_scores(here, network(x)[0].softmax(0).numpy())
+    there = fullres.predict(image, network, scores=True, precision="fp32", workers=1, memory_budget=1 << 29)
+    np.testing.assert_array_equal(here, there)
+
+
+@pytest.mark.parametrize("name", ["weight standardised", "shufflenet", "frozen"])
+def test_public_networks_through_workers(name, local_cluster):
+    """Whatever a worker gets of a network is what the network is."""
+    tree, image = fullres.split_merge(public(name)), random_image(61, 90)
+    with torch.no_grad():
+        expected = scores_at_once(tree, image)
+    for budget in (72 << 20, 128 << 20, 1 << 30):
+        scores = fullres.predict(image, tree, scores=True, precision="fp32", workers=2, memory_budget=budget)
+        assert_same_scores(scores, expected)
+
+
+def test_grey_files_for_networks_of_one_channel(tmp_path):
+    tree, image = other_channels(1), random_image(20, 30)
+    write_png(tmp_path / "grey.png", np.repeat(image[..., :1], 3, -1))
+    write_png(tmp_path / "colour.png", image)
+    np.testing.assert_array_equal(
+        fullres.predict(tmp_path / "grey.png", tree, precision="fp32"),
+        fullres.predict(image[..., :1], tree, precision="fp32"),
+    )
+    with pytest.raises(ImageError, match=r"colour\.png: a colour image, and the network reads one channel"):
+        fullres.predict(tmp_path / "colour.png", tree)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: fullres.Normalisation((1.0,), (1.0, 2.0)), "1 means and 2 deviations"),
+        (lambda: fullres.Normalisation((1.0,), (0.0,)), "std above 0"),
+        (lambda: fullres.Normalisation((float("nan"),), (1.0,)), "must be finite"),
+        (lambda: fullres.Normalisation((1.0,), (1.0,), "bgr"), "order is 'bgr' of 1 channels"),
+        (
+            lambda: fullres.predict(
+                random_image(9, 9), other_channels(4), normalisation=fullres.Normalisation()
+            ),
+            "the network reads 4 channels, its normalisation is of 3",
+        ),
+        (lambda: fullres.predict(random_image(9, 9), small(), workers=0), "workers is 0: 1 or more"),
+        (lambda: fullres.predict(random_image(9, 9), small(), device="tpu"), "device is 'tpu': cpu or cuda"),
+        (lambda: fullres.predict(random_image(9, 9), small(), address="a:1"), "address is 'a:1'"),
+        (lambda: fullres.targets(np.zeros((4, 4)), "scenes"), "labels are float64"),
+        (lambda: fullres.targets(np.full((4, 4), 77, np.uint8), "scenes"), r"ids \[77\] are no trainIds"),
+        (lambda: fullres.targets(np.zeros((4, 4), np.uint8), "scene"), "scene"),
+        (lambda: fullres.targets(np.zeros((4, 4), np.uint8), "scenes", cpp=(4, 6)), "cpp is 4,6"),
+        (lambda: fullres.targets(np.zeros((4, 4), np.uint8), "scenes", grids=(4, 6)), "grids"),
+        (lambda: fullres.targets("no.png", "scenes"), "no.png: no such file"),
+    ],
+)  # fmt: skip
+def test_errors_of_ones_own(wrong, said):
+    with pytest.raises(fullres.FullresError, match=said) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+def test_targets_are_those_of_the_job(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 5, (33, 47)).astype(np.uint8)
+    write_png(tmp_path / "x.png", labels)
+    spec = TargetSpec((4, 6), target_classes=DATASETS["scenes"].targets or None, cpp=(2, 4), distance=True)
+    expected = targets_of(labels, DATASETS["scenes"], spec)
+    from_array, from_file = fullres.targets(
+        [labels, tmp_path / "x.png"], "scenes", grid=(4, 6), cpp=(2, 4), distance=True
+    )
+    assert from_array.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(from_array[name], values)
+        np.testing.assert_array_equal(from_file[name], values)

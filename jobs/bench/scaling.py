@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import ENVIRONMENT, suit_allocator
 from fullres.cluster.stream import Options, Status, Task
@@ -30,7 +31,6 @@ from fullres.jobs.common import (
     console,
     fail,
     parse_bytes,
-    ray_cluster,
 )
 from fullres.pipeline.data.images import read_image, write_bytes_atomically, write_png
 from fullres.pipeline.datasets import dataset

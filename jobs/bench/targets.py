@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster import targets as cluster_targets
-from fullres.jobs.common import check_writable, clear_errors, console, ray_cluster
+from fullres.cluster.connection import ray_cluster
+from fullres.jobs.common import check_writable, clear_errors, console
 from fullres.pipeline.data.images import write_bytes_atomically, write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.cityscapes import SCENES

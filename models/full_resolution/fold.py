@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fullres.models.full_resolution.record import NORMS
 from fullres.models.full_resolution.split_merge import FullResolution, is_relu
-from fullres.models.full_resolution.trace import FunctionCall, Step
+from fullres.models.full_resolution.steps import Pointwise, Step
 from fullres.ops.convolution import Convolution
 
 
@@ -42,7 +43,7 @@ def fold_batch_norm(tree: FullResolution) -> FullResolution:
     for step in steps:
         before = by_name.get(step.inputs[0])
         if (
-            isinstance(step.call, nn.BatchNorm2d)
+            isinstance(step.call, NORMS)
             and before is not None
             and isinstance(before.call, nn.Conv2d)
             and readers.count(before.name) == 1
@@ -57,7 +58,7 @@ def fold_batch_norm(tree: FullResolution) -> FullResolution:
     ]
     result = [s if s.name in folded else replace(s, call=_copied(s.call)) for s in result]
     modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
-    return FullResolution(modules.eval(), result, [gone.get(n, n) for n in tree.outputs])
+    return FullResolution(modules.eval(), result, [gone.get(n, n) for n in tree.outputs], tree.in_channels)
 
 
 def _copied(call: Any) -> Any:
@@ -72,6 +73,7 @@ def fuse(tree: FullResolution) -> FullResolution:
     steps = [step for level in tree.levels for step in level.steps]
     position = {s.name: i for i, s in enumerate(steps)}
     stride = {s.name: s.stride for s in steps}
+    channels = {s.name: s.channels for s in steps}
     readers = Counter([name for s in steps for name in s.inputs] + list(tree.outputs))
     alias: dict[str, str] = {}  # a sum or ReLU -> the convolution that does it
     fused: dict[str, Step] = {}
@@ -95,6 +97,7 @@ def fuse(tree: FullResolution) -> FullResolution:
             and same
             and host is not None
             and _is_sum(step)
+            and all(channels.get(name) == step.channels for name in inputs)
             and len(host.inputs) == 1
             and len(set(inputs)) == 2
         ):
@@ -111,14 +114,14 @@ def fuse(tree: FullResolution) -> FullResolution:
         for s in fused.values()
     ]
     modules = nn.ModuleList([s.call for s in result if isinstance(s.call, nn.Module)])
-    return FullResolution(modules.eval(), result, [alias.get(n, n) for n in tree.outputs])
+    return FullResolution(modules.eval(), result, [alias.get(n, n) for n in tree.outputs], tree.in_channels)
 
 
 def _is_sum(step: Step) -> bool:
-    return isinstance(step.call, FunctionCall) and step.call.is_sum and len(step.inputs) == 2
+    return isinstance(step.call, Pointwise) and step.call.is_sum and len(step.inputs) == 2
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = (norm.running_var.double() + norm.eps).rsqrt()

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from fullres.models.full_resolution.geometry import AnySpan, Span
-from fullres.models.full_resolution.trace import IMAGE, Pair, Step, UnsupportedModule
+from fullres.models.full_resolution.steps import IMAGE, Pair, Step, UnsupportedModule
 
 Region = tuple[Span, Span]  # rows and columns
 

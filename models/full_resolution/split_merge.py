@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region, build_levels, needed_regions, with_trunk
-from fullres.models.full_resolution.trace import IMAGE, FunctionCall, Pair, Step, trace
+from fullres.models.full_resolution.steps import IMAGE, Pair, Pointwise, Step
+from fullres.models.full_resolution.trace import trace
 from fullres.ops.convolution import Convolution
 from fullres.ops.errors import NetworkError
 from fullres.ops.pooling import draw_phases, lattice_length, phases_of
@@ -62,9 +63,20 @@ class FullResolution(nn.Module):
     """The full-resolution form of a network; made by `split_merge`. `forward`: N x 3 x H x W to N x C x H x
     W."""
 
-    def __init__(self, network: nn.Module, steps: Sequence[Step], outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        steps: Sequence[Step],
+        outputs: Sequence[str],
+        in_channels: int = 3,
+        computed: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.network = network
+        # What is called and isn't part of the network moves with it to devices and precisions too.
+        self.calls = nn.ModuleList([s.call for s in steps if isinstance(s.call, nn.Module)])
+        self.in_channels = in_channels
+        self.computed = tuple(computed)  # modules that compute weights from parameters
         self.outputs = tuple(outputs)
         self.levels = build_levels(steps, outputs)
         self.for_inference = False  # whether `fold.inference_form` made it
@@ -136,6 +148,11 @@ class FullResolution(nn.Module):
         image: N x C x H x W. Returns the pieces that hold the network's outputs, one dict for each
         combination of phases, each with the N images as its batch. Empty split batches are left out.
         """
+        if self.computed and torch.is_grad_enabled():
+            raise NetworkError(
+                f"{self.computed[0]} computes weights from its parameters, and gradients would not reach "
+                "those: for inference call it under torch.no_grad(), for training train the network itself"
+            )
         size = (image.shape[-2], image.shape[-1])
         whole = (Span(0, size[0]), Span(0, size[1]))
         n = image.shape[0]
@@ -186,19 +203,31 @@ class FullResolution(nn.Module):
         return merged
 
 
-def split_merge(network: nn.Module) -> FullResolution:
-    """`network`, built of convolutions, pools and elementwise functions, in its full-resolution form.
+def split_merge(
+    network: nn.Module, *, in_channels: int | None = None, output: str | None = None
+) -> FullResolution:
+    """`network` in its full-resolution form, as it is in evaluation mode.
 
-    Max and average pools, strided convolutions, dilation, groups and skip connections within one output
-    stride are understood; the parameters are shared, not copied. An operation that reads past the border of
-    the image (a 2x2 pool at the last pixel, say) finds there what its own padding would hold: zeros, or
-    nothing for max pooling. At pixels that are multiples of the output stride the result is the network's own
-    output, when it covers the image without a rest.
+    It may be built of convolutions, max and average pools, every elementwise function, and functions along
+    or among channels (softmax, normalisation, joining, splitting, shuffling); whether they are modules or
+    functions with learned or computed tensors. Skip connections join features of one output stride. Zeros may
+    be padded before convolutions and pools. A last resize to the image's size is left out, with a warning.
+    Parameters are shared, not copied.
 
-    Raises models.trace.UnsupportedModule, which names the module that has no such form.
+    An operation that reads past the border of the image (a 2x2 pool at the last pixel, say) finds there what
+    its own padding would hold: zeros, or nothing for max pooling. At pixels that are multiples of the output
+    stride the result is the network's own output, when it covers the image without a rest.
+
+    Args:
+        in_channels: of the image; without it those of the first convolution.
+        output: which of several outputs: 'out' of a dictionary or named tuple, '0' of a tuple, 'aux.0' of one
+            inside the other.
+
+    Raises:
+        UnsupportedModule: it names the place that has no such form.
     """
-    steps, outputs = trace(network)
-    return FullResolution(network, steps, outputs)
+    found = trace(network, in_channels, output)
+    return FullResolution(network, found.steps, found.outputs, found.in_channels, found.computed)
 
 
 def _run_step(
@@ -275,12 +304,11 @@ def _pointwise(step: Step, tensors: list[Tensor], owned: Sequence[bool]) -> Tens
     """An elementwise step; in inference ReLU and addition write over an input that nobody reads again."""
     if is_relu(step.call):
         return tensors[0].relu_() if owned[0] and not torch.is_grad_enabled() else tensors[0].relu()
-    if getattr(step.call, "inplace", False) and not owned[0]:
-        tensors = [tensors[0].clone()]
-    if owned[0] and not torch.is_grad_enabled() and isinstance(step.call, FunctionCall) and step.call.is_sum:
+    is_sum = isinstance(step.call, Pointwise) and step.call.is_sum and tensors[0].shape == tensors[1].shape
+    if is_sum and owned[0] and not torch.is_grad_enabled():
         return tensors[0].add_(tensors[1])
     return step.call(*tensors)
 
 
 def is_relu(call: object) -> bool:
-    return isinstance(call, nn.ReLU) or (isinstance(call, FunctionCall) and call.is_relu)
+    return isinstance(call, nn.ReLU) or (isinstance(call, Pointwise) and call.is_relu)

@@ -52,8 +52,8 @@ def read_image(path: str | Path, bands: Sequence[int] | None = None) -> np.ndarr
     """Read a PNG, JPEG, TIFF, BMP or WebP file as HxWx3 uint8 RGB.
 
     Grey becomes three equal channels, a palette its colours, alpha is dropped, 16 bits become 8 (rounded
-    x/257), and EXIF orientation is applied. `bands`: three bands of a TIFF file for red, green and blue, or
-    one for grey, by their numbers from 1.
+    x/257), and EXIF orientation is applied. `bands`: those of a TIFF file, by their numbers from 1: three for
+    red, green and blue, one for grey, or others, which become HxWxbands.
 
     Raises:
         ImageError: missing, empty, cut short, damaged or of another format; or pixels neither 8 nor 16 bits.
@@ -75,6 +75,24 @@ def decode_image(data: bytes, path: str | Path, bands: Sequence[int] | None = No
     if image.dtype != np.uint8:
         raise ImageError(f"{path}: pixels are {image.dtype}; 8- and 16-bit unsigned integers are read")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_channels(path: str | Path, channels: int, bands: Sequence[int] | None = None) -> np.ndarray:
+    """As `read_image`, for a network that reads this many channels: HxWxchannels uint8.
+
+    Raises ImageError, also for a colour image where one channel is read, and for another number of bands.
+    """
+    image = read_image(path, bands)
+    if channels == 1 and image.shape[2] == 3:
+        if not (image == image[..., :1]).all():
+            raise ImageError(f"{path}: a colour image, and the network reads one channel")
+        return np.ascontiguousarray(image[..., :1])
+    if image.shape[2] != channels:
+        raise ImageError(
+            f"{path}: {image.shape[2]} channels, and the network reads {channels}: choose as many bands of a "
+            "TIFF file"
+        )
+    return image
 
 
 def read_labels(path: str | Path) -> np.ndarray:

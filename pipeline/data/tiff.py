@@ -27,8 +27,8 @@ class TiffError(Exception):
 def tiff_image(data: bytes, check_size: CheckSize, bands: Sequence[int] | None = None) -> np.ndarray:
     """The first page as stored, H x W x 3 RGB, uint8 or uint16: grey (white-is-zero turned over), a palette's
     colours, or the first three bands of a file that says they are red, green and blue. Alpha and further
-    bands are left out. `bands`: take these for red, green and blue, or one for grey, whatever the file says;
-    the first is 1.
+    bands are left out. `bands`: take these, whatever the file says they are (three for red, green and blue,
+    one for grey, or as many as a network reads: H x W x bands); the first is 1.
 
     Raises TiffError: damaged, of bands that are not said to be grey or RGB, or not of 8 or 16 bits.
     """
@@ -40,7 +40,8 @@ def tiff_image(data: bytes, check_size: CheckSize, bands: Sequence[int] | None =
             if max(bands) > file.count:
                 raise TiffError(f"band {max(bands)} is asked for; it has {file.count}")
             pixels = _pixels(file, list(bands))
-            return np.ascontiguousarray(np.resize(pixels, (3, *file.shape)).transpose(1, 2, 0))
+            pixels = np.repeat(pixels, 3, 0) if len(bands) == 1 else pixels
+            return np.ascontiguousarray(pixels.transpose(1, 2, 0))
         if colours[0] == ColorInterp.palette and file.count == 1:
             return _colours_of(file)[_pixels(file, [1])[0]]
         if colours[:3] == _RGB:

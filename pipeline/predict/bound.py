@@ -7,7 +7,7 @@ from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Level, Region
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.ops.errors import NetworkError
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.predict.cost import demands, node_span

@@ -8,8 +8,8 @@ from torch import nn
 
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Level, Region, needed_regions, needed_spans
-from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import IMAGE, Pair, Step
+from fullres.models.full_resolution.split_merge import FullResolution, is_relu
+from fullres.models.full_resolution.steps import IMAGE, Pair, Pointwise, Step
 from fullres.ops.convolution import Convolution
 
 
@@ -59,19 +59,25 @@ def level_cost(
     live: dict[str, int] = {}
     for step in level.steps:
         copies = _input_copy(step, regions[step.name], made[step.inputs[0]], batch, itemsize)
-        overwritten = step.inputs[-1] if step.op == "pointwise" else None
+        overwritten = step.inputs[-1]
         overwrites = (
-            overwritten in live
+            _can_overwrite(step)
+            and overwritten in live
             and last_reader[overwritten] == step.name
             and made[overwritten][1] == step.stride
         )
         out = bytes_of(step.name)
-        peak = max(peak, sum(live.values()) + copies + (0 if overwrites else out))
+        between = 2 * out if isinstance(step.call, Pointwise) and step.call.is_composed else 0
+        peak = max(peak, sum(live.values()) + copies + between + (0 if overwrites else out))
         live[step.name] = out
         for name in step.inputs:
             if last_reader[name] == step.name and name not in level.exports:
                 live.pop(name, None)
     return LevelCost(peak, sum(bytes_of(name) for name in level.exports))
+
+
+def _can_overwrite(step: Step) -> bool:
+    return is_relu(step.call) or (isinstance(step.call, Pointwise) and step.call.is_sum)
 
 
 def strip_cost(

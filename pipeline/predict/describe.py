@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.pipeline.predict.bound import BoundTree
 from fullres.pipeline.predict.cost import area, convolutions, macs_per_element, strip_cost
 from fullres.pipeline.predict.plan import Plan
@@ -42,7 +42,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
     macs = _macs(bound, plan.grains[0].level)
     tile = max(schedule.tiles, key=area)
     made = {step.name: (step.channels, step.stride) for level in bound.levels for step in level.steps}
-    made[IMAGE] = (3, (1, 1))
+    made[IMAGE] = (tree.in_channels, (1, 1))
     summaries, batch = [], 1
     for i, level in enumerate(bound.levels):
         batch *= schedule.fanouts[i]

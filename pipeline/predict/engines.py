@@ -12,10 +12,14 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import Network
+from fullres.models.fcn import FCN8s, FCN32s
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import Pair
+from fullres.models.full_resolution.steps import Pair
+from fullres.models.smp import SMP
+from fullres.ops.errors import NetworkError
+from fullres.pipeline.data.transforms import IMAGENET, Normalisation
 from fullres.pipeline.predict import windows
 from fullres.pipeline.predict.bound import BoundTree, Precision
 from fullres.pipeline.predict.execute import Predictor, place, tree_of
@@ -47,7 +51,10 @@ class Merger(Protocol):
 
 
 class Engine(Protocol):
-    """A network and a way to run it on images. It can be sent to other processes."""
+    """A network and a way to run it on images, which have `normalisation.channels` channels. It can be sent
+    to other processes."""
+
+    normalisation: Normalisation
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> Any:
         """Has `grains` (with `index`, `tile`, `macs`) and a `schedule`, all that a predictor must know
@@ -65,12 +72,36 @@ class Engine(Protocol):
         ...
 
 
+def normalisation_of(network: nn.Module, given: Normalisation | None) -> Normalisation:
+    """The one given, or the network's own, or ImageNet's."""
+    return given or getattr(network, "normalisation", None) or IMAGENET
+
+
+def engine_for(
+    network: nn.Module,
+    spec: windows.WindowSpec | None = None,
+    attention: tuple[int, ...] = (),
+    normalisation: Normalisation | None = None,
+) -> "Engine":
+    """Split-merge for the networks that have it, unless windows are asked for; else windows, of the whole
+    image if nothing else is asked for."""
+    if isinstance(network, SMP | FCN32s | FCN8s | FullResolution) and spec is None:
+        return SplitMerge(network, normalisation)
+    return Windows(network, spec or windows.WindowSpec(), attention, normalisation)
+
+
 class SplitMerge:
     """Every pixel as one device of any size would have it, within a memory budget. Plans, and the workers to
     which it is sent, use this one tree."""
 
-    def __init__(self, network: Network | FullResolution) -> None:
+    def __init__(self, network: Network | FullResolution, normalisation: Normalisation | None = None) -> None:
+        self.normalisation = normalisation_of(network, normalisation)
         self.tree, self.dense = tree_of(network)
+        if self.tree.in_channels != self.normalisation.channels:
+            raise NetworkError(
+                f"the network reads {self.tree.in_channels} channels, its normalisation is of "
+                f"{self.normalisation.channels}: give a mean and a deviation of each"
+            )
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
         return plan_image(self.tree, size, **vars(resources), dense=self.dense, scores=scores)
@@ -83,7 +114,7 @@ class SplitMerge:
         return _TreeMerger(BoundTree(self.tree, plan.schedule), len(plan.grains))
 
     def predictor(self, device: torch.device, precision: Precision) -> Predictor:
-        return Predictor(self.tree, device, precision)
+        return Predictor(self.tree, device, precision, self.normalisation)
 
 
 @dataclass
@@ -104,17 +135,24 @@ class Windows:
     """Sliding windows, scales and mirror images of any network. `network` returns logits N x classes x H x W;
     `attention`: classes of which an SPGNet's guided attention is wanted too."""
 
-    def __init__(self, network: nn.Module, spec: windows.WindowSpec, attention: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: windows.WindowSpec,
+        attention: tuple[int, ...] = (),
+        normalisation: Normalisation | None = None,
+    ) -> None:
         self.network, self.spec, self.attention = network, spec, attention
+        self.normalisation = normalisation_of(network, normalisation)
         self._costs: dict[Precision, WindowCosts] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Windows, (self.network, self.spec, self.attention)
+        return Windows, (self.network, self.spec, self.attention, self.normalisation)
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> windows.WindowPlan:
         precision = resources.precision
         if precision not in self._costs:
-            self._costs[precision] = WindowCosts(self.network, precision, self.attention)
+            self._costs[precision] = WindowCosts(self.network, precision, self.attention, self.normalisation)
         costs = self._costs[precision]
         return costs.fit(windows.plan_windows(size, self.spec, costs.macs), resources.memory_budget)
 
@@ -126,4 +164,4 @@ class Windows:
         return windows.Merger(plan, scores, len(self.attention))
 
     def predictor(self, device: torch.device, precision: Precision) -> windows.WindowPredictor:
-        return windows.WindowPredictor(self.network, device, precision, self.attention)
+        return windows.WindowPredictor(self.network, device, precision, self.attention, self.normalisation)

@@ -21,12 +21,12 @@ from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution, Piece, Source, split_merge
-from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.models.smp import SMP
 from fullres.ops.convolution import Convolution, compute_exactly
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
-from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.data.transforms import IMAGENET, Normalisation, normalise
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.cost import area, strips_of
 from fullres.pipeline.predict.plan import Grain, Plan
@@ -48,8 +48,11 @@ class _Scores(nn.Module):
 
 
 def native_precision(device: torch.device) -> Precision:
-    """bf16 where the hardware multiplies it natively, else fp32."""
+    """bf16 where the hardware multiplies it natively, else fp32. A GPU of another machine is taken to be a
+    recent one."""
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return "bf16"
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return (
@@ -71,13 +74,14 @@ def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The image as a level reads it: `window` (h, w, 3) uint8 lies at `origin`, normalised while it is
+    """The image as a level reads it: `window` (h, w, channels) uint8 lies at `origin`, normalised while it is
     cropped."""
 
     window: np.ndarray
     origin: Pair
     dtype: torch.dtype
     device: torch.device
+    normalisation: Normalisation = IMAGENET
     offsets: Sequence[Pair] = ((0, 0),)
     stride: Pair = (1, 1)
 
@@ -85,15 +89,22 @@ class ImageSource:
         (top, bottom), (left, right) = region
         y, x = self.origin
         part = np.ascontiguousarray(self.window[top - y : bottom - y, left - x : right - x])
-        return normalise(torch.from_numpy(part).to(self.device)[None], self.dtype)
+        return normalise(torch.from_numpy(part).to(self.device)[None], self.dtype, self.normalisation)
 
 
 class Predictor:
     """A network ready for inference on one device."""
 
-    def __init__(self, network: Network | FullResolution, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self,
+        network: Network | FullResolution,
+        device: torch.device,
+        precision: Precision,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
         compute_exactly(device)
         tree, self.dense = tree_of(network)
+        self.normalisation = normalisation
         self.dtype = DTYPES[precision]
         self.device = device
         # A copy: the caller's tree may be planned with, and made ready in other precisions.
@@ -108,12 +119,13 @@ class Predictor:
     def run(self, schedule: Schedule, grain: Grain, window: np.ndarray, scores: bool = False) -> np.ndarray:
         """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
 
-        window: the part of the image that `bind(schedule).part` names, (rows, columns, 3) uint8. Scores are
+        window: the part of the image that `bind(schedule).part` names, (rows, columns, channels)
+        uint8. Scores are
         float32, float16 if the precision is bf16.
         """
         bound = self.bind(schedule)
         rows, columns = bound.part(schedule.tiles[grain.tile])
-        image = ImageSource(window, (rows.start, columns.start), self.dtype, self.device)
+        image = ImageSource(window, (rows.start, columns.start), self.dtype, self.device, self.normalisation)
         run = _Run(bound, grain, scores)
         if schedule.dense:
             run.descend(-1, [(0, 0)], {IMAGE: image})
@@ -266,9 +278,9 @@ def predict_image(
 ) -> np.ndarray:
     """The whole plan in this process: H x W uint8 class ids, or classes x H x W scores.
 
-    image: H x W x 3 uint8, of the plan's size.
+    image: H x W x channels uint8, of the plan's size.
     """
-    if image.shape != (*plan.schedule.size, 3):
+    if image.shape != (*plan.schedule.size, predictor.normalisation.channels):
         raise ValueError(f"image is {image.shape}, the plan is for {plan.schedule.size}")
     bound = predictor.bind(plan.schedule)
     out: np.ndarray | None = None

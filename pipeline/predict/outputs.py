@@ -80,8 +80,10 @@ def write_outputs(
     labels = result if result.ndim == 2 else argmax(result)
     if "color" in kinds:
         write_png(_named(out, stem, "_color.png"), colour(labels, palette))
+    # Of an image that isn't RGB, what shows best: its first three channels, or the first as grey.
+    image = image[..., :3] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, -1)
     if "overlay" in kinds:
-        write_png(_named(out, stem, "_overlay.png"), overlay(image, labels, palette))
+        write_png(_named(out, stem, "_overlay.png"), overlay(np.ascontiguousarray(image), labels, palette))
     if "npy" in kinds:
         with atomic(_named(out, stem, "_scores.npy")) as temporary:
             np.save(temporary, result)

@@ -15,7 +15,7 @@ import numpy as np
 from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import Pair
+from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import NetworkError
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.schedule import best_schedule, check_classes, subtree_macs

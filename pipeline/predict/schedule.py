@@ -22,7 +22,7 @@ from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span, Spans
 from fullres.models.full_resolution.levels import Region, needed_spans
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.full_resolution.trace import IMAGE, Pair
+from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.ops.errors import FullresError, NetworkError
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
@@ -105,7 +105,7 @@ class _Scheduler:
         whole, once = ((Span(0, size[0]), Span(0, size[1])),), (1,) * len(tree.with_trunk(trunk).levels)
         self.bound = BoundTree(tree, Schedule(size, precision, dense, trunk, whole, once, once, 0))
         self.sources: Sources = {s.name: (s.channels, s.stride) for level in tree.levels for s in level.steps}
-        self.sources[IMAGE] = (3, (1, 1))
+        self.sources[IMAGE] = (tree.in_channels, (1, 1))
 
     def least_work(self) -> int:
         """Multiply-adds of the image in one piece."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullres.models.count import counted_macs
-from fullres.models.full_resolution.trace import Pair
+from fullres.models.full_resolution.steps import Pair
 from fullres.models.memory import LiveBytes, on_meta
+from fullres.pipeline.data.transforms import IMAGENET, Normalisation
 from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, Precision
 from fullres.pipeline.predict.windows import WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
 
@@ -25,8 +26,15 @@ _MIB = 1 << 20
 class WindowCosts:
     """Predicts for one network in one precision; `attention` as in `WindowPredictor`."""
 
-    def __init__(self, network: nn.Module, precision: Precision, attention: tuple[int, ...] = ()) -> None:
-        self._predictor = _Predictor(on_meta(network), torch.device("meta"), precision, attention)
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: Precision,
+        attention: tuple[int, ...] = (),
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
+        device = torch.device("meta")
+        self._predictor = _Predictor(on_meta(network), device, precision, attention, normalisation)
 
     def macs(self, height: int, width: int) -> int:
         """The network's multiply-adds for one input of this size."""
@@ -53,12 +61,13 @@ class WindowCosts:
     def peak(self, schedule: WindowSchedule, grain: WindowGrain) -> int:
         """Bytes at the worst moment of a grain, beyond the network's own."""
         height, width = schedule.size
-        image = torch.empty(height, width, 3, dtype=torch.uint8, device="meta")
+        channels = self._predictor.normalisation.channels
+        image = torch.empty(height, width, channels, dtype=torch.uint8, device="meta")
         memory = self._predictor.memory = LiveBytes()
         with torch.no_grad(), memory:
             share = self._predictor.share(schedule, grain, image)
             memory.spike(share.nbytes)  # its copy for whoever merges
-        return memory.peak + grain.reach[0].length * width * 3
+        return memory.peak + grain.reach[0].length * width * channels
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class _Predictor(WindowPredictor):
         self.cost = cache(self._run)
 
     def _run(self, height: int, width: int) -> _Cost:
-        x = torch.empty(1, 3, height, width, dtype=self.dtype, device=self.device)
+        x = torch.empty(1, self.normalisation.channels, height, width, dtype=self.dtype, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as memory:
             shape = super().channels(x).shape

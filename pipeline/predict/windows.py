@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
-from fullres.models.full_resolution.trace import Pair
+from fullres.models.full_resolution.steps import Pair
 from fullres.models.spgnet import stretched
 from fullres.ops.convolution import compute_exactly
 from fullres.ops.errors import FullresError
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
-from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.data.transforms import IMAGENET, Normalisation, normalise
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.execute import DTYPES
 from fullres.pipeline.predict.schedule import check_classes
@@ -135,9 +135,15 @@ class WindowPredictor:
     """
 
     def __init__(
-        self, network: nn.Module, device: torch.device, precision: Precision, attention: tuple[int, ...] = ()
+        self,
+        network: nn.Module,
+        device: torch.device,
+        precision: Precision,
+        attention: tuple[int, ...] = (),
+        normalisation: Normalisation = IMAGENET,
     ) -> None:
         self.device, self.dtype, self.attention = device, DTYPES[precision], attention
+        self.normalisation = normalisation
         compute_exactly(device)
         own = copy.deepcopy(network).eval().requires_grad_(False)  # the caller's stays as it is
         self.network = own.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -183,7 +189,7 @@ class WindowPredictor:
         part = image[top:bottom, left:right].contiguous().to(self.device)
         x = part.permute(2, 0, 1)[None].float()
         x = bilinear_window(x, (top, left), size, grain.scaled, *grain.region)
-        return normalise(x.permute(0, 2, 3, 1), torch.float32)
+        return normalise(x.permute(0, 2, 3, 1), torch.float32, self.normalisation)
 
     def _onto_image(self, schedule: WindowSchedule, grain: WindowGrain, values: Tensor) -> Tensor:
         """channels x h x w, overwritten: divided by how many windows and scales there are at each place, and

@@ -6,15 +6,22 @@ it, sampling tensor. "SeeThroughNet", Sec. 3.1: class probabilities at coarser r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from typing import Literal
 
 import numpy as np
 
 from fullres.ops.boundary import boundary_map
 from fullres.ops.class_probability import class_probability_pyramid
+from fullres.ops.errors import FullresError
 from fullres.ops.nearest import nearest_boundary
 from fullres.ops.sampling_solve import sampling_tensor
 from fullres.pipeline.datasets import Dataset
+
+
+class TargetSpecError(FullresError, ValueError):
+    """Targets that can't be asked for."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,23 @@ class TargetSpec:
     cpp: tuple[int, ...] = ()
     boundary: bool = False
     distance: bool = False
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises TargetSpecError for what is impossible, or not of this data set."""
+        if min(self.grid) < 2:
+            raise TargetSpecError(f"grid is {self.grid[0]}x{self.grid[1]}: rows x columns, each at least 2")
+        if not (isfinite(self.smoothness) and self.smoothness >= 0):
+            raise TargetSpecError(f"smoothness is {self.smoothness}: a finite number, 0 or more")
+        if self.metric not in ("pixels", "unit"):
+            raise TargetSpecError(f"metric is '{self.metric}': pixels or unit")
+        for name in self.target_classes or ():
+            if name not in dataset.classes:
+                raise TargetSpecError(f"'{name}' is no class of {dataset.name}: {', '.join(dataset.classes)}")
+        if min(self.cpp, default=1) < 1 or any(b % a or b == a for a, b in pairwise(self.cpp)):
+            scales = ",".join(map(str, self.cpp))
+            raise TargetSpecError(
+                f"cpp is {scales}: each scale must be a multiple of the one before, e.g. 4,8,16"
+            )
 
 
 def targets_of(labels: np.ndarray, dataset: Dataset, spec: TargetSpec) -> dict[str, np.ndarray]:

@@ -451,7 +451,7 @@ def test_budget_too_small(cluster, tmp_path, weights, scenes):
         ("--memory-budget", "4 apples", "'4 apples' is no amount of memory"),
         ("--memory-budget", "-1GiB", "'-1GiB' is no amount of memory"),
         ("--precision", "fp8", "'fp8' is not one of 'auto', 'fp32', 'bf16'"),
-        ("--bands", "1,2", "--bands is '1,2': three numbers from 1 with commas between, or one"),
+        ("--bands", "1,2", "--bands is '1,2': the network reads 3 channels"),
         ("--bands", "0", "--bands is '0'"),
         ("--save", "gif", "'gif' is not one of 'color', 'overlay', 'npy', 'safetensors'"),
     ],

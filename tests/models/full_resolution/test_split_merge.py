@@ -11,7 +11,7 @@ from torch import nn
 
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.split_merge import Piece, split_merge
-from fullres.models.full_resolution.trace import IMAGE
+from fullres.models.full_resolution.steps import IMAGE
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.pipeline.predict.cost import demands
 from tests.models.full_resolution.a_trous import a_trous

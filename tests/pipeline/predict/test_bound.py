@@ -13,6 +13,7 @@ from fullres.pipeline.predict.bound import BoundTree, Schedule
 from fullres.pipeline.predict.execute import Predictor, predict_image
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from fullres.pipeline.predict.schedule import tile_grid
+from tests.models.full_resolution.public_networks import PUBLIC, public
 from tests.networks import assert_same_scores, random_image, scores_at_once, with_statistics
 from tests.pipeline.predict.budgets import MIB, least_said
 
@@ -60,9 +61,13 @@ def one_convolution_a_stage():
     return with_statistics(nn.Sequential(*blocks, nn.Conv2d(12, 5, 1)))
 
 
-NETWORKS = {"one-convolution-a-stage": one_convolution_a_stage} | {
-    f"generated-{seed}": lambda seed=seed: generated(seed) for seed in range(6)
+NETWORKS = {
+    "one-convolution-a-stage": one_convolution_a_stage,
+    **{f"generated-{seed}": lambda seed=seed: generated(seed) for seed in range(6)},
+    # DnCNN reads one channel: tests/test_face.py.
+    **{name: lambda name=name: public(name) for name in PUBLIC if name not in ("dncnn", "dictionary")},
 }
+pytestmark = pytest.mark.filterwarnings("ignore:.*resizes to the image's size")
 
 
 @pytest.fixture(params=NETWORKS)

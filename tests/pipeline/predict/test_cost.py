@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fullres.models.full_resolution.trace import Step
+from fullres.models.full_resolution.steps import Step
 from fullres.ops.convolution import Convolution
 from fullres.pipeline.predict.cost import macs_per_element
 from fullres.pipeline.predict.execute import Predictor
