@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # Products of two activations (attention) are not counted, as papers leave them out of these figures.
@@ -14,14 +14,14 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
 
     Nothing is computed or stored: the network runs on tensors without data, whatever device it is on.
     """
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    dtype = next(network.parameters()).dtype
-    image = torch.empty(1, 3, height, width, dtype=dtype, device="meta")
+    like = next(network.parameters())
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(network, {name: t.to("meta") for name, t in tensors.items()}, image)
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            image = torch.empty(1, 3, height, width, dtype=like.dtype, device=like.device)
+            with FlopCounterMode(display=False) as counter:
+                network(image)
     finally:
         for module in training:
             module.training = True

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region, build_levels, needed_regions, with_trunk
-from fullres.models.full_resolution.steps import IMAGE, Pair, Pointwise, Step
+from fullres.models.full_resolution.steps import IMAGE, Pair, Pointwise, Step, UnsupportedModule
 from fullres.models.full_resolution.trace import trace
 from fullres.ops.convolution import Convolution
 from fullres.ops.errors import NetworkError
@@ -74,7 +74,9 @@ class FullResolution(nn.Module):
         super().__init__()
         self.network = network
         # What is called and isn't part of the network moves with it to devices and precisions too.
-        self.calls = nn.ModuleList([s.call for s in steps if isinstance(s.call, nn.Module)])
+        own = {id(module) for module in network.modules()}
+        called = {id(s.call): s.call for s in steps if isinstance(s.call, nn.Module)}
+        self.calls = nn.ModuleList([call for key, call in called.items() if key not in own])
         self.in_channels = in_channels
         self.computed = tuple(computed)  # modules that compute weights from parameters
         self.outputs = tuple(outputs)
@@ -226,6 +228,8 @@ def split_merge(
     Raises:
         UnsupportedModule: it names the place that has no such form.
     """
+    if isinstance(network, FullResolution) or hasattr(network, "full_resolution"):
+        raise UnsupportedModule(f"{type(network).__name__} has its full resolution already")
     found = trace(network, in_channels, output)
     return FullResolution(network, found.steps, found.outputs, found.in_channels, found.computed)
 

@@ -9,7 +9,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
@@ -145,7 +145,11 @@ def _run(network: nn.Module, shape: tuple[int, ...], output: str | None) -> Trac
     like = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), None)
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     name = type(network).__name__
-    with _silent(), evaluation(network), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+    # In inference mode torch doesn't show what functions consist of.
+    plain = (torch.inference_mode(False), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True))
+    with ExitStack() as stack:
+        for context in (_silent(), evaluation(network), *plain):
+            stack.enter_context(context)
         image = torch.empty(shape, dtype=dtype, device=device)
         recorder = Recorder(network, image)
         try:

@@ -464,4 +464,4 @@ def test_bad_option_values(tmp_path, weights, scenes, option, value, expected):
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379", "nonsense"])
 def test_address_of_no_cluster(tmp_path, weights, scenes, address):
     said = refused(tmp_path, scenes, "--weights", weights, "--address", address)
-    assert said.startswith(f"error: --address: no Ray cluster at '{address}' (")
+    assert said.startswith(f"error: no Ray cluster at '{address}' (")

@@ -86,7 +86,19 @@ def test_operations_of_a_tree_are_counted():
     assert count_macs(full_resolution(), 7, 11) == 7 * 11 * 9 * (3 * 4 + 4 * 5)
 
 
-@pytest.mark.parametrize("build", [full_resolution, lambda: catalogue.build("fcn8s18", 5, 1 / 16)])
+class Twice(nn.Module):
+    """One convolution under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 3, 3, padding=1)
+        self.other = self.one
+
+    def forward(self, x):
+        return self.other(self.one(x))
+
+
+@pytest.mark.parametrize("build", [full_resolution, Twice, lambda: catalogue.build("fcn8s18", 5, 1 / 16)])
 def test_the_network_stays_as_it_was(build):
     network = build().bfloat16()
     next(network.children()).eval()

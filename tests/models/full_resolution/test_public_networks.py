@@ -121,6 +121,16 @@ def test_tracing_leaves_the_network_as_it_was():
     assert kinds == {torch.Tensor, nn.Parameter}
 
 
+@pytest.mark.parametrize("name", ["cbam", "weight standardised", "drn"])
+def test_traced_in_inference_mode(name):
+    network, image = public(name), torch.randn(1, 3, 21, 26)
+    outside = split_merge(network)
+    with torch.inference_mode():
+        assert torch.equal(split_merge(network)(image), outside(image))
+        made_inside = split_merge(public(name))(image)
+    assert made_inside.shape == (1, outside.channels[0], 21, 26)
+
+
 FUNCTIONS = {
     "abs exp pow": lambda x: (-x.abs()).exp().pow(2) + x.square().sqrt(),
     "where": lambda x: torch.where(x > 0.1, x, x * 0.2),

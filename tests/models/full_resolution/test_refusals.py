@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fullres.models.catalogue import build
 from fullres.models.full_resolution.split_merge import split_merge
 from fullres.models.full_resolution.steps import UnsupportedModule
 from tests.models.full_resolution.strided_networks import Net, conv
@@ -157,3 +158,10 @@ def joins_strides(net, x):
 def test_networks_without_a_full_resolution_form_are_refused(network, why):
     with pytest.raises(UnsupportedModule, match=why):
         split_merge(network())
+
+
+def test_what_has_full_resolution_already():
+    network = build("smp18", 4, 1 / 16)
+    for whole in (network, network.full_resolution()):
+        with pytest.raises(UnsupportedModule, match=f"{type(whole).__name__} has its full resolution"):
+            split_merge(whole)
