@@ -1,7 +1,8 @@
 """Whether a network's full-resolution form is right, judged by the network alone.
 
-Split-merge at a shifted lattice is the network on the image without its first rows and columns, as far from
-the borders as the network reads. That needs no knowledge of what the network consists of.
+It is compared with the network run without subsampling, and with the network as it is, at a shifted lattice:
+there it is the network on the image without its first rows and columns, as far from the borders as the
+network reads. That needs no knowledge at all of what the network consists of.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
+from fullres.models.full_resolution.dilated import Dilated
 from fullres.models.full_resolution.split_merge import FullResolution, split_merge
-from fullres.models.full_resolution.steps import IMAGE, Pair
+from fullres.models.full_resolution.steps import IMAGE, Pair, Step
 from fullres.models.full_resolution.trace import evaluation, path_of, unwrapped
 from fullres.ops.errors import NetworkError
 
@@ -23,15 +25,16 @@ _PHASES = 64  # at most
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest difference between the full-resolution form and the network, the largest output, and the
-    share of the pixels that could be compared."""
+    """Of the full-resolution form: the largest difference, at any pixel, from the network run without
+    subsampling, and from the network as it is; the largest output; and the share of the pixels that the
+    network as it is could be asked for."""
 
     difference: float
+    difference_as_it_is: float
     largest: float
-    compared: float
+    compared_as_it_is: float
 
 
-@torch.no_grad()
 def check(
     network: nn.Module,
     size: Pair,
@@ -40,27 +43,35 @@ def check(
     output: str | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compares `split_merge(network)` with runs of the network itself on a random image of `size` (H, W).
+    """Compares `split_merge(network)` with the network itself on a random image of `size` (H, W).
 
-    Every phase is compared, or 64 drawn ones, where the network reads no border; the first phase also at the
-    upper and left border. The other arguments are those of `split_merge`.
+    With the network run without subsampling every pixel is compared. With the network as it is, every phase,
+    or 64 drawn ones, as far from the borders as an output reads; the first phase also at the upper and left
+    border, and everywhere if the network has an output for every 1, 2, 4, ... pixels of the image. The other
+    arguments are those of `split_merge`.
 
-    Raises UnsupportedModule, and NetworkError for a size below what one output reads.
+    Raises UnsupportedModule, and NetworkError where several outputs are to be compared.
     """
+    with torch.inference_mode(False), torch.no_grad():
+        return _check(network, size, in_channels, output, torch.Generator().manual_seed(seed))
+
+
+def _check(
+    network: nn.Module, size: Pair, in_channels: int | None, output: str | None, random: torch.Generator
+) -> Comparison:
     tree = split_merge(network, in_channels=in_channels, output=output)
     if len(tree.outputs) != 1:
         raise NetworkError(f"the network has {len(tree.outputs)} outputs: choose one with output=")
-    random = torch.Generator().manual_seed(seed)
     like = next(iter(network.parameters()), torch.empty(0))
     image = torch.randn((1, tree.in_channels, *size), generator=random).to(like)
-    reach = [field_of(tree, axis) for axis in (0, 1)]
     phases = list(product(range(tree.stride[0]), range(tree.stride[1])))
     drawn = torch.randperm(len(phases), generator=random)[:_PHASES].tolist()
-    largest = difference = 0.0
-    compared = 0
+    as_it_is, compared = 0.0, 0
     own = unwrapped(network)
     with evaluation(own):
         full = tree(image)
+        with Dilated(image):
+            dilated = _chosen(own(image), output)
         for y, x in dict.fromkeys([(0, 0), *(phases[i] for i in drawn)]):
             # Many networks take only multiples of their stride.
             ends = [p + (n - p) // s * s for p, n, s in zip((y, x), size, tree.stride, strict=True)]
@@ -71,17 +82,18 @@ def check(
                 alone = _chosen(own(part), output)
             lattice = full[:, :, y :: tree.stride[0], x :: tree.stride[1]]
             rows, columns = (
-                _inside(reach[a], (y, x)[a], tree.stride[a], ends[a], alone.shape[2 + a]) for a in (0, 1)
+                _inside(tree, a, (y, x)[a], size[a], ends[a], alone.shape[2 + a]) for a in (0, 1)
             )
             one, other = lattice[:, :, rows, columns], alone[:, :, rows, columns]
             if one.numel():
-                difference = max(difference, (one - other).abs().max().item())
-                largest = max(largest, other.abs().max().item())
+                as_it_is = max(as_it_is, (one - other).abs().max().item())
                 compared += one.shape[2] * one.shape[3]
-    if not compared:
-        least = tuple(last - first + 1 for first, last in reach)
-        raise NetworkError(f"size is {size}: an output reads {least} pixels, and at least so many are needed")
-    return Comparison(difference, largest, compared / (size[0] * size[1]))
+    return Comparison(
+        (full - dilated).abs().max().item(),
+        as_it_is,
+        dilated.abs().max().item(),
+        compared / (size[0] * size[1]),
+    )
 
 
 def field_of(tree: FullResolution, axis: int) -> Pair:
@@ -98,11 +110,31 @@ def field_of(tree: FullResolution, axis: int) -> Pair:
     return needed[IMAGE]
 
 
-def _inside(reach: Pair, phase: int, stride: int, length: int, outputs: int) -> slice:
-    """The outputs of a shifted run that read neither before its first pixel nor behind the last."""
+def _inside(tree: FullResolution, axis: int, phase: int, size: int, end: int, outputs: int) -> slice:
+    """The outputs of a shifted run that read neither before its first pixel nor behind its last; there too
+    where the image ends there and the network's features are as long as the lattices."""
+    reach, stride = field_of(tree, axis), tree.stride[axis]
     first = -(reach[0] // stride) if phase else 0
-    last = (length - 1 - reach[1] - phase) // stride
+    last = (end - 1 - reach[1] - phase) // stride
+    if phase == 0 and end == size and _keeps_length(tree, axis, size):
+        last = outputs - 1
     return slice(first, max(first, min(last + 1, outputs)))
+
+
+def _keeps_length(tree: FullResolution, axis: int, size: int) -> bool:
+    """Whether every step of the network makes one element a stride of `size` pixels, no more and no less."""
+    steps = [step for level in tree.levels for step in level.steps]
+    length = {s.name: size // s.stride[axis] for s in steps} | {IMAGE: size}
+    stride = {s.name: s.stride[axis] for s in steps} | {IMAGE: 1}
+
+    def made(step: Step) -> int:
+        name, slides = step.inputs[0], step.reach[axis]
+        window = slides.dilation * (slides.kernel - 1)
+        # A step whose readers skip elements makes only those.
+        along = step.stride[axis] // stride[name]
+        return (length[name] + 2 * slides.padding - window - 1) // along + 1
+
+    return all(made(step) == length[step.name] for step in steps)
 
 
 def _chosen(result: Any, output: str | None) -> Tensor:
