@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ from torch import nn
 import fullres
 from fullres.cluster.connection import ray_cluster
 from fullres.models.weights import WeightsInfo, save_weights
-from fullres.pipeline.data.images import ImageError, read_image, write_png
+from fullres.pipeline.data.images import ImageError, read_labels, write_png
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.predict.outputs import argmax
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 from tests.models.full_resolution.public_networks import public
 from tests.networks import assert_same_scores, narrow, random_image, scores_at_once, with_statistics
+from tests.shared import CHECKPOINTS, DATA
 
-DOCUMENT = Path(__file__).parents[1] / "docs/python.md"
+DOCUMENTS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +126,68 @@ def test_errors_have_one_base_and_one_line(wrong, said):
     assert "\n" not in str(caught.value)
 
 
-def test_the_document(tmp_path, monkeypatch):
-    """Every block of docs/python.md, one after the other, in a folder with a picture."""
+def blocks_of(document):
+    return re.findall(r"```python\n(.*?)```", (DOCUMENTS / document).read_text(), re.S)
+
+
+@pytest.fixture
+def where_documents_run(tmp_path, monkeypatch):
+    """A folder with a picture."""
     monkeypatch.chdir(tmp_path)
     write_png("street.png", random_image(96, 128))
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
-    assert len(blocks) >= 3
+
+
+def test_the_document_of_python(where_documents_run):
+    """Every block, one after the other."""
     names = {}
-    for block in blocks:
+    for block in blocks_of("python.md"):
         exec(block, names)
-    assert names["labels"].shape == read_image("street.png").shape[:2]
+    assert names["labels"].shape == (96, 128)
+    assert names["phi"].shape == (20, 30, 2)
+    assert names["found"].largest > 0
+
+
+def test_the_document_of_networks_of_ones_own(where_documents_run):
+    """Every block, one after the other; the last with the published weights, where they are."""
+    first, *others, last = blocks_of("full-resolution-of-your-network.md")
+    names = {"network": small()}
+    for block in (first, *others):
+        exec(block, names)
+    assert names["labels"].shape == (96, 128)
+    assert names["found"].largest > 0
+    weights = CHECKPOINTS / "espnet_c_cityscapes" / "espnet_p_2_q_8.pth"
+    if not weights.exists():
+        pytest.skip(f"{weights} is not there")
+    Path(weights.name).symlink_to(weights)
+    exec(last, names)
+    assert names["labels"].shape == (96, 128)
+
+
+@pytest.mark.slow
+def test_weights_of_espnet_find_streets():
+    """The document's network, full resolution, on a real frame: most of the pixels that both data sets name
+    alike, and more than with the channels turned round."""
+    weights = CHECKPOINTS / "espnet_c_cityscapes" / "espnet_p_2_q_8.pth"
+    frame = DATA / "camvid/val/0016E5_07959.jpg"
+    if not (weights.exists() and frame.exists()):
+        pytest.skip(f"{weights} or {frame} is not there")
+    names = {}
+    for block in blocks_of("full-resolution-of-your-network.md")[1:2]:
+        exec(block, names)
+    network = names["ESPNetC"]()
+    network.load_state_dict(torch.load(weights, "cpu", weights_only=True))
+    full = fullres.split_merge(network.eval())
+    how = fullres.Normalisation((72.39, 82.91, 73.16), (11556.6, 11768.25, 11452.05), "bgr")
+    truth = read_labels(DATA / "camvid/valannot/0016E5_07959.png")
+    same = {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 18}  # CamVid's to Cityscapes'
+    known = np.isin(truth, list(same))
+    expected = np.vectorize(same.get)(np.where(known, truth, 0))
+    right = {}
+    for order in ("bgr", "rgb"):
+        labels = fullres.predict(frame, full, normalisation=replace(how, order=order), precision="fp32")
+        right[order] = (labels == expected)[known].mean()
+    assert right["bgr"] > 0.5
+    assert right["bgr"] > right["rgb"]
 
 
 # --- networks of one's own ---
