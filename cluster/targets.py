@@ -28,7 +28,7 @@ from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.datasets.layout import Found, Frame, match_frames, nothing_found
+from fullres.pipeline.datasets.layout import Found, Frame, list_lines, match_frames, nothing_found
 from fullres.pipeline.targets.compute import TargetSpec
 from fullres.pipeline.targets.files import ShardReport, parameters, read_metadata, write_targets
 
@@ -84,7 +84,7 @@ def find(root: Storage, dataset: Dataset, split: str) -> Found:
             for n in root.names(str(PurePosixPath(where.lists).parent))
             if PurePosixPath(n).match(where.lists)
         ]
-        listed = [line for name in lists for line in root.read(name).decode().splitlines()]
+        listed = [line for name in lists for line in list_lines(name, root.read(name))]
     found = match_frames(dataset, split, names, listed)
     if not found:
         raise nothing_found(dataset, root.location, split)
@@ -108,8 +108,11 @@ def run(
     TargetsError, also where `out` holds targets with other parameters; OSError where it cannot be written.
     """
     settings = parameters(dataset, split, spec)
-    shards = _shards(frames, _claim(out, settings, len(frames)), settings, _versions(root, frames))
     progress = Progress(len(frames))
+    frames, progress.failures = _with_names_for_parquet(frames)
+    if strict and progress.failures:
+        raise TargetsError(naming(*next(iter(progress.failures.items()))))
+    shards = _shards(frames, _claim(out, settings, len(frames)), settings, _versions(root, frames))
     todo = []
     for shard, is_done in zip(shards, _are_done(out, shards), strict=True):
         if is_done:
@@ -133,6 +136,18 @@ def run(
         report(progress)
     out.sweep("", "part-")
     return progress
+
+
+def _with_names_for_parquet(frames: Sequence[Frame]) -> tuple[list[Frame], dict[str, str]]:
+    """Parquet holds UTF-8 alone: the frames with such names, and the reason for each of the others."""
+    fitting, failures = [], {}
+    for frame in frames:
+        try:
+            f"{frame.key}{frame.labels}{frame.image}".encode()
+            fitting.append(frame)
+        except UnicodeEncodeError:
+            failures[str(frame.labels)] = "its name is not UTF-8"
+    return fitting, failures
 
 
 def settings_of(out: Storage) -> dict[str, Any]:

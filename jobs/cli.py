@@ -4,8 +4,10 @@ A job's file, and with it torch or Ray, is imported when its command runs: `full
 by the table below.
 """
 
+import sys
 from importlib import import_module
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -78,6 +80,8 @@ def fullres() -> None:
 
 
 def main() -> None:
+    # Names of files need not be UTF-8.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     app()
 
 

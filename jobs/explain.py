@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress
 
 from fullres.jobs.common import clear_errors, complain, console, fail, load
+from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.data.images import ImageError, list_images, naming, read_image, write_png
 from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import Dataset
@@ -42,7 +43,8 @@ def explain(
         ids = _class_ids(classes, known)
         found = list_images(images)
         try:
-            explainer = Explainer(network, layer, "cuda" if torch.cuda.is_available() else "cpu")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            explainer = Explainer(network, layer or CATALOGUE[model].evidence, device)
         except LayerError as error:
             fail(f"--layer: {error}")
         failures, absent = _write_pictures(explainer, found, ids, out)

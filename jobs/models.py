@@ -13,7 +13,7 @@ from rich.table import Table
 from fullres.jobs.common import console, fail
 from fullres.models.catalogue import CATALOGUE, Entry, build, parameter_count
 from fullres.models.count import count_macs
-from fullres.models.smp import SMP
+from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.pipeline.predict.engines import Resources, SplitMerge
 
 
@@ -59,7 +59,8 @@ def _giga(macs: int) -> str:
 def _figures(entry: Entry, classes: int, height: int, width: int) -> dict[str, Any]:
     with torch.device("meta"):
         network = build(entry.name, classes).eval()
-    if isinstance(network, SMP):  # the tree has a thousand leaves: its plan knows
+    if "phases" in entry.training_options:  # every phase is wanted of a thousand: the plan knows
+        assert isinstance(network, HasFullResolution)
         resources = Resources(1, 1 << 50, "fp32", "cpu")
         macs = SplitMerge(network).plan((height, width), resources, scores=False).least_macs
     else:
@@ -67,5 +68,5 @@ def _figures(entry: Entry, classes: int, height: int, width: int) -> dict[str, A
     return {
         "model": entry.name, "backbone": entry.backbone, "output_stride": entry.output_stride,
         "parameters": parameter_count(network), "macs": macs,
-        "labelled_by": "split-merge" if entry.dense else "windows", "paper": entry.paper,
+        "labelled_by": entry.labelled_by, "paper": entry.paper,
     }  # fmt: skip

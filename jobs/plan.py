@@ -24,13 +24,13 @@ from fullres.jobs.common import (
     parse_bytes,
 )
 from fullres.models.catalogue import CATALOGUE, build
+from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.weights import load_network, shipped_weights
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.data.images import image_size, write_bytes_atomically
 from fullres.pipeline.predict.bound import BoundTree
 from fullres.pipeline.predict.describe import LevelSummary, bytes_moved, describe
-from fullres.pipeline.predict.execute import tree_of
 from fullres.pipeline.predict.plan import Plan, plan_image
 
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -82,7 +82,7 @@ def plan(
                 fail(f"--network: {model} has no tree; return what fullres.split_merge(network) returns")
         else:
             network, described = _network(model, weights, width, dataset_name)
-        tree, dense = tree_of(network)
+        tree = inference_form(network.full_resolution())
         chosen = choose_precision(precision, device.value)
 
         def plan_for(count: int) -> Plan:
@@ -94,7 +94,6 @@ def plan(
                 precision=chosen,
                 device=device.value,
                 images=images,
-                dense=dense,
             )
 
         asked = plan_for(workers)
@@ -106,7 +105,7 @@ def plan(
     out = Console(highlight=False)
     settings = f"{chosen}, {device.value}, {_mib(budget)} a worker"
     out.print(f"{model} ({described}) on {size[1]}x{size[0]} pixels, {settings}", soft_wrap=True)
-    out.print(_tree_table(levels, dense))
+    out.print(_tree_table(levels, tree.every_phase))
     for line in _lines(tree, asked, budget, workers, images):
         out.print(line, soft_wrap=True)
     out.print(_workers_table(tree, others, images))
@@ -125,7 +124,7 @@ def _size(image: str) -> tuple[int, int]:
 
 def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> tuple[Any, str]:
     """The network and what it is in words. Without weights and width the one that `fullres predict` takes."""
-    trees = [name for name, entry in CATALOGUE.items() if entry.dense]
+    trees = [name for name, entry in CATALOGUE.items() if entry.labelled_by == "split-merge"]
     if model not in trees:
         by_windows = ", which is labelled by windows and has no tree" if model in CATALOGUE else ""
         fail(f"--model is '{model}'{by_windows}: one of {', '.join(trees)}")
@@ -144,10 +143,10 @@ def _network(model: str, weights: Path | None, width: float | None, dataset_name
         return build(model, classes, width), f"width {width:g}, {classes} classes"
 
 
-def _tree_table(levels: list[LevelSummary], dense: bool) -> Table:
+def _tree_table(levels: list[LevelSummary], every_phase: bool) -> Table:
     names = ("stride", "split", "nodes", "lattice", "fan-out", "strips", "GFLOP", "batch MiB", "kept MiB")
     table = _table(
-        "the tree, from the image down" if dense else "the network (one phase of each split)", names
+        "the tree, from the image down" if every_phase else "the network (one phase of each split)", names
     )
     for level in levels:
         table.add_row(

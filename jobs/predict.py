@@ -35,7 +35,6 @@ from fullres.jobs.common import (
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.spgnet import SPGNet, has_attention
 from fullres.pipeline.data.images import (
     ImageError,
     image_size,
@@ -144,9 +143,10 @@ def predict(
             digest = _state_digest(network)
         attended = _attended(attention, model, network, known)
         if pool_crop is not None:
-            if not isinstance(network, SPGNet):
+            pool_over = getattr(network, "pool_over", None)
+            if pool_over is None:
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
-            network.pool_over((pool_crop, pool_crop))
+            pool_over((pool_crop, pool_crop))
         engine = engine_for(network, spec, tuple(attended.values()))
         read = _reader(engine.normalisation.channels, chosen_bands)
         found, sources = _to_label(images, out), Sources(out)
@@ -225,7 +225,7 @@ def _attended(names: str | None, model: str, network: Any, known: Dataset) -> di
     """The class ids of `--attention`. Ends the job at an unknown name, or a network that attends to none."""
     if names is None:
         return {}
-    if not has_attention(network):
+    if not getattr(network, "has_attention", False):
         fail(f"--attention: {model} has no guided attention; SPGNets of two stages have, e.g. spgnet50x2")
     listed = dict.fromkeys(name.strip() for name in names.split(","))
     for name in listed:

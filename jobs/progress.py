@@ -25,7 +25,7 @@ def display(status: Status) -> Table:
                 worker.name,
                 f"{worker.info.host} {worker.info.device}",
                 f"{share:4.0%} busy",
-                f"{worker.grains} subtree{'s' * (worker.grains != 1)}",
+                f"{worker.grains} grain{'s' * (worker.grains != 1)}",
             )
     table.add_row(loads)
     return table
@@ -41,7 +41,7 @@ def line(status: Status) -> str:
         total = status.grains * status.images / seen
         rate = status.grains_done / max(1e-9, time.monotonic() - status.first_grain)
         left = f"{_duration((total - status.grains_done) / max(rate, 1e-9))} left"
-    return f"images {ended}/{status.images}  subtrees {status.grains_done}/{status.grains}  {left}"
+    return f"images {ended}/{status.images}  grains {status.grains_done}/{status.grains}  {left}"
 
 
 def _duration(seconds: float) -> str:
@@ -59,7 +59,7 @@ def summarise(status: Status, settings: dict[str, Any], skipped: int) -> dict[st
         "failures": status.failures,
         "wall_seconds": round(wall, 3),
         "tera_operations": round(2 * status.macs_done / 1e12, 3),
-        "subtrees": {"done": status.grains_done, "run_again": status.grains_rerun},
+        "grains": {"done": status.grains_done, "run_again": status.grains_rerun},
         "bytes": {
             "images_out": status.bytes_out,
             "results_back": status.bytes_back,
@@ -73,7 +73,7 @@ def summarise(status: Status, settings: dict[str, Any], skipped: int) -> dict[st
                 "busy_share": round(w.busy / max(1e-9, status.begun + wall - w.started), 4)
                 if w.started
                 else 0.0,
-                "subtrees": w.grains,
+                "grains": w.grains,
                 "restarts": w.restarts,
                 "peak_bytes": w.peak_bytes,
             }

@@ -1,9 +1,9 @@
 """The networks by name: what `--model` takes."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,20 +24,42 @@ from fullres.models.spgnet import SPGNet
 from fullres.models.unet import UNet
 from fullres.models.upernet import UPerNet
 
-Network = SMP | FCN32s | FCN8s
-
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the catalogue. `build(num_classes, width)`; `output_stride` is that of its coarsest
-    features; `dense`: labelled by split-merge, exactly and within a memory budget, else by windows."""
+    """A network of the catalogue, and what the rest of the project has to know of it.
+
+    build: of num_classes and width. output_stride: that of its coarsest features. evidence: the module with
+    the backbone's last features, which `fullres explain` shows. labelled_by: split-merge is exact and keeps a
+    memory budget. training_options: attributes that a training sets from its configuration. auxiliary: behind
+    which of the backbone's features it has auxiliary heads in training if nothing else is asked for, 0 the
+    finest; None: it takes none. encoders: what published weights of a backbone are loaded into.
+    authors_names: how names of parameters start in published checkpoints of the network, and here.
+    """
 
     name: str
     build: Callable[..., nn.Module]
     paper: str
     backbone: str
     output_stride: int
-    dense: bool = False
+    evidence: str
+    labelled_by: Literal["split-merge", "windows"] = "windows"
+    training_options: tuple[str, ...] = ()
+    auxiliary: tuple[int, ...] | None = None
+    encoders: tuple[str, ...] = ("backbone",)
+    authors_names: Mapping[str, str] = field(default_factory=dict)
+
+
+# hszhao/semseg's PSPNet: its stem is a row of layers, convolution, batch norm, ReLU, three times.
+_SEMSEG = {
+    "layer0.0.": "backbone.conv1.",
+    "layer0.1.": "backbone.bn1.",
+    "layer0.3.": "backbone.conv2.",
+    "layer0.4.": "backbone.bn2.",
+    "layer0.6.": "backbone.conv3.",
+    "layer0.7.": "backbone.bn3.",
+    "aux.": "auxiliary.0.",
+}
 
 
 def _smp(depth: int, num_classes: int, width: float) -> SMP:
@@ -88,18 +110,16 @@ def _scaled(channels: int, width: float) -> int:
 
 def _entries() -> list[Entry]:
     entries = []
-    for family, smp in (("smp", _smp), ("fcn32s", _fcn32s), ("fcn8s", _fcn8s)):
+    for family, smp, option in (
+        ("smp", _smp, "phases"), ("fcn32s", _fcn32s, "loss_stride"), ("fcn8s", _fcn8s, "loss_stride"),
+    ):  # fmt: skip
         for depth in (18, 34, 50, 101, 152):
             entries.append(
                 Entry(
-                    f"{family}{depth}",
-                    partial(smp, depth),
-                    "SMP",
-                    f"ResNet-{depth}",
-                    32,
-                    True,
+                    f"{family}{depth}", partial(smp, depth), "SMP", f"ResNet-{depth}", 32, "backbone.layer4",
+                    labelled_by="split-merge", training_options=(option,),
                 )
-            )
+            )  # fmt: skip
     resnets: list[tuple[str, Callable[..., nn.Module], str, int, tuple[int, ...]]] = [
         ("pspnet", PSPNet, "PSPNet", 8, (50, 101, 152, 269)),
         ("dilatedfcn", DilatedFCN, "PSPNet (baseline)", 8, (50, 101)),
@@ -110,35 +130,52 @@ def _entries() -> list[Entry]:
     ]
     for family, network, paper, stride, depths in resnets:
         for depth in depths:
-            build = partial(_on_resnet, network, stride, depth)
-            entries.append(Entry(f"{family}{depth}", build, paper, f"ResNet-{depth}", stride))
-    deeplab = "DeepLabV3+"
-    for depth in (50, 101):
-        resnet = partial(ResNet, depth, output_stride=16, deep_stem=True)
+            entries.append(
+                Entry(
+                    f"{family}{depth}", partial(_on_resnet, network, stride, depth), paper, f"ResNet-{depth}",
+                    stride, "backbone.layer4", auxiliary=(2,),
+                    authors_names=_SEMSEG if network is PSPNet else {},
+                )
+            )  # fmt: skip
+    deeplabs: list[tuple[str, Callable[..., nn.Module], str, str]] = [
+        *((str(d), partial(ResNet, d, deep_stem=True), f"ResNet-{d}", "layer4") for d in (50, 101)),
+        ("-xception", Xception, "Xception-65", "exit2"),
+        ("-mobilenet", MobileNetV2, "MobileNetV2", "features.17"),
+    ]
+    for suffix, backbone, label, last in deeplabs:
+        build = partial(_deeplab, partial(backbone, output_stride=16))
+        evidence = f"backbone.{last}"
         entries.append(
-            Entry(f"deeplabv3plus{depth}", partial(_deeplab, resnet), deeplab, f"ResNet-{depth}", 16)
+            Entry(
+                f"deeplabv3plus{suffix}",
+                build,
+                "DeepLabV3+",
+                label,
+                16,
+                evidence,
+                auxiliary=(2,),
+                encoders=() if backbone is Xception else ("backbone",),
+            )
         )
-    for name, backbone, label in (
-        ("deeplabv3plus-xception", Xception, "Xception-65"),
-        ("deeplabv3plus-mobilenet", MobileNetV2, "MobileNetV2"),
-    ):
-        entries.append(
-            Entry(name, partial(_deeplab, partial(backbone, output_stride=16)), deeplab, label, 16)
-        )
+    stage4 = "backbone.stage4"
     for c in (18, 32, 48):
         label = f"HRNetV2-W{c}"
-        entries.append(Entry(f"hrnet{c}", partial(_hrnet, c), "HRNet", label, 4))
-        entries.append(Entry(f"ocrnet{c}", partial(_on_hrnet, OCRNet, c, True), "OCRNet", label, 4))
+        entries.append(Entry(f"hrnet{c}", partial(_hrnet, c), "HRNet", label, 4, stage4))
+        # Its soft regions are what an auxiliary head would be.
+        ocrnet = partial(_on_hrnet, OCRNet, c, True)
+        entries.append(Entry(f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=()))
     seethrough = partial(_on_hrnet, SeeThroughNet, 48, False)
-    entries.append(Entry("seethroughnet48", seethrough, "SeeThroughNet", "HRNetV2-W48", 4))
+    entries.append(Entry("seethroughnet48", seethrough, "SeeThroughNet", "HRNetV2-W48", 4, stage4))
     for name, depths, channels in (
         ("spgnet18", (18,), 128), ("spgnet50", (50,), 128), ("spgnet101", (101,), 128),
         ("spgnet18x2", (18, 18), 128), ("spgnet50x2", (50, 50), 128), ("spgnet101x2", (101, 101), 128),
         ("spgnet50x2-d256", (50, 50), 256),
     ):  # fmt: skip
         label = f"{f'{len(depths)} x ' if len(depths) > 1 else ''}ResNet-{depths[0]}"
-        entries.append(Entry(name, partial(_spgnet, depths, channels), "SPGNet", label, 32))
-    entries.append(Entry("unet", _unet, "U-Net", "-", 16))
+        encoders = tuple(f"stages.{i}.encoder" for i in range(len(depths)))
+        spgnet = partial(_spgnet, depths, channels)
+        entries.append(Entry(name, spgnet, "SPGNet", label, 32, f"{encoders[-1]}.layer4", encoders=encoders))
+    entries.append(Entry("unet", _unet, "U-Net", "-", 16, "body.down.4", encoders=()))
     return entries
 
 

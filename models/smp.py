@@ -9,12 +9,12 @@ The network is written with its strides, as shrink pooling at phase (0, 0) leave
 2 is that layer. `split_merge` makes the other phases. The parameters are those of FCN32s, name for name.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from fullres.models.backbones.resnet import ResNet
-from fullres.models.full_resolution.split_merge import FullResolution, Piece, split_merge
+from fullres.models.fcn import FCN32s
+from fullres.models.full_resolution.split_merge import FullResolution, split_merge
+from fullres.models.lattices import Lattice, LatticeOutput
 
 
 class _Strided(nn.Module):
@@ -38,27 +38,47 @@ class SMP(nn.Module):
     """N x 3 x H x W to logits N x classes x H x W, of any height and width.
 
     `backbone` comes from `subsampling_resnet`. `forward` runs the whole tree in one go, which takes the
-    memory of a dilated network; `pipeline.execute` runs it within a budget.
+    memory of a dilated network; `pipeline.predict.execute` runs it within a budget. In training it shrinks
+    (Sec. 3.2): logits on randomly drawn lattices, `phases[i]` of the split before output stride 4, 8, 16, 32
+    (the first two splits are one, with 16 phases).
     """
 
     def __init__(self, backbone: ResNet, num_classes: int) -> None:
         super().__init__()
+        self.phases: tuple[int, ...] = (1, 1, 1, 1)
         self.backbone = backbone
         self.classifier = nn.Conv2d(backbone.channels[3], num_classes, 1)
         self._tree: list[FullResolution] = []  # in a list: no submodule, its parameters are the ones above
 
+    def strided(self) -> nn.Module:
+        """The network as it is at phase (0, 0), N x 3 x H x W to N x classes x H/32 x W/32."""
+        return _Strided(self.backbone, self.classifier)
+
     def full_resolution(self) -> FullResolution:
         """The tree of split batches; shares this network's parameters."""
         if not self._tree:
-            self._tree.append(split_merge(_Strided(self.backbone, self.classifier)))
+            self._tree.append(split_merge(self.strided()))
         return self._tree[0]
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.full_resolution()(image)
-
-    def shrink(self, image: Tensor, counts: Sequence[int]) -> list[Piece]:
-        """Logits on randomly drawn lattices (Sec. 3.2): `counts[i]` phases of the split before output stride
-        4, 8, 16, 32 (the first two splits are one, with 16 phases). Each piece: N x classes x h x w."""
+    def forward(self, image: Tensor) -> Tensor | LatticeOutput:
         tree = self.full_resolution()
+        if not self.training:
+            return tree(image)
         (name,) = tree.outputs
-        return [pieces[name] for pieces in tree.run_phases(image, tree.draw_phases(counts))]
+        drawn = [pieces[name] for pieces in tree.run_phases(image, tree.draw_phases(self.phases))]
+        return LatticeOutput(tuple(Lattice(p.tensor, p.offsets[0], p.stride) for p in drawn))
+
+    def dilated(self) -> FCN32s:
+        """SMP on every fourth pixel: its first two splits, phase (0, 0) alone, and dilation in the place of
+        the other three. Takes the modules over, this network can't be used any more."""
+        dilation = 1
+        for layer in (self.backbone.layer2, self.backbone.layer3, self.backbone.layer4):
+            for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d)):
+                strided = conv.stride != (1, 1)  # it still reads the finer lattice
+                rate = dilation if strided else 2 * dilation
+                conv.stride, conv.dilation = (1, 1), (rate, rate)
+                conv.padding = (rate * (conv.kernel_size[0] // 2),) * 2
+            dilation *= 2
+        form = FCN32s(self.backbone, self.classifier.out_channels)
+        form.classifier = self.classifier
+        return form

@@ -340,10 +340,10 @@ class SPGNet(nn.Module):
         output = self.stages[-1](x, before).output
         yield output, self.classifier(output)
 
-
-def has_attention(network: nn.Module) -> bool:
-    """Whether `guided` works behind its first stage."""
-    return isinstance(network, SPGNet) and len(network.guides) > 0 and isinstance(network.guides[0], SPG)
+    @property
+    def has_attention(self) -> bool:
+        """Whether `guided` works behind the first stage."""
+        return len(self.guides) > 0 and isinstance(self.guides[0], SPG)
 
 
 def stretched(maps: Tensor) -> Tensor:

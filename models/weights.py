@@ -26,27 +26,6 @@ from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.ops.errors import FullresError
 
-# What published checkpoints hold beside the features, by prefix of the key.
-NOT_FEATURES: dict[type[nn.Module], tuple[str, ...]] = {
-    ResNet: ("fc.",),
-    MobileNetV2: ("features.18.", "classifier."),
-    HRNet: (
-        *("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),  # ImageNet
-        *("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head."),  # segmentation
-    ),
-}
-
-# hszhao/semseg's PSPNet: its stem is a row of layers, convolution, batch norm, ReLU, three times.
-SEMSEG = {
-    "layer0.0.": "backbone.conv1.",
-    "layer0.1.": "backbone.bn1.",
-    "layer0.3.": "backbone.conv2.",
-    "layer0.4.": "backbone.bn2.",
-    "layer0.6.": "backbone.conv3.",
-    "layer0.7.": "backbone.bn3.",
-    "aux.": "auxiliary.0.",
-}
-
 
 class WeightsError(FullresError, ValueError):
     """A weights file that can't be read or is not of this network. One line, but for the list of keys."""
@@ -181,15 +160,15 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def load_backbone(backbone: nn.Module, path: Path) -> None:
+def load_backbone(backbone: ResNet | MobileNetV2 | HRNet, path: Path) -> None:
     """Fill a ResNet, MobileNetV2 or HRNet from a published checkpoint that has its authors' key names.
 
     Those are torchvision's (ResNet, MobileNetV2), hszhao/semseg's (ResNet with the deep stem) and the HRNet
     authors' (ImageNet or segmentation). What belongs to the classifier or a segmentation head
-    (`NOT_FEATURES`) is left out; the rest must fit. Raises WeightsError.
+    (`not_features` of the class) is left out; the rest must fit. Raises WeightsError.
     """
     state, _ = read_state(path)
-    state = {n: t for n, t in state.items() if not n.startswith(NOT_FEATURES[type(backbone)])}
+    state = {n: t for n, t in state.items() if not n.startswith(backbone.not_features)}
     load_state(backbone, state, f"backbone weights {path}")
 
 
@@ -233,7 +212,7 @@ def start_from(network: nn.Module, model: str, path: Path, drop_head: bool = Fal
 def _read_for(model: str, path: Path, own: Collection[str]) -> tuple[dict[str, Tensor], WeightsInfo]:
     """The tensors of a file under the names `own` of a network, and what the file is."""
     state, info = read_state(path)
-    state = _own_names(state, own)
+    state = _own_names(state, own, CATALOGUE[model].authors_names)
     if info is None:
         classes = _class_count(model, state)
         if classes is None:
@@ -248,12 +227,14 @@ def _read_for(model: str, path: Path, own: Collection[str]) -> tuple[dict[str, T
     return state, info
 
 
-def _own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+def _own_names(
+    state: Mapping[str, Tensor], own: Collection[str], authors: Mapping[str, str]
+) -> dict[str, Tensor]:
     """Authors' names changed to those of a network with the names `own`. Auxiliary heads are left out where
     it has none: they serve training alone."""
     named = {}
     for name, tensor in state.items():
-        for theirs, ours in SEMSEG.items():
+        for theirs, ours in authors.items():
             if name.startswith(theirs):
                 name = ours + name.removeprefix(theirs)
         if f"backbone.{name}" in own:

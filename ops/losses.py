@@ -1,4 +1,4 @@
-"""Training losses, and each paper's objective as a function of what its network returns in training.
+"""Training losses. The papers' objectives, sums of these, are in `pipeline.train.objectives`.
 
 Unless said otherwise logits are N x C x H x W, at the labels' size (how they get there is the network's own)
 and of any float dtype; labels are N x H x W int64, class ids 0..C-1 and `ignore_index`. A loss is a scalar,
@@ -7,16 +7,12 @@ Labels that don't belong are torch's to refuse: an IndexError or RuntimeError on
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fullres.ops.rmi import at_least_fp32, binary_cross_entropy, rmi_loss
-
-_AUXILIARY = 0.4  # PSPNet, Sec. 5.1
-_PER_SCALE = 0.05  # SeeThroughNet, gamma of Eq. 7
+from fullres.ops.rmi import at_least_fp32
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
@@ -96,90 +92,6 @@ def sampling_tensor_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     difference = at_least_fp32(prediction) - target
     return difference.square().sum() / len(target)
-
-
-def auxiliary_objective(
-    logits: Tensor, auxiliary: Sequence[Tensor], labels: Tensor, ignore_index: int = 255
-) -> Tensor:
-    """Cross entropy, and 0.4 times that of each auxiliary head.
-
-    PSPNet (Sec. 4 and 5.1) has one, after the fourth stage; OCRNet one, the soft regions; SeeThroughNet's
-    baselines with up-sampled logits four (Sec. 4.1).
-    """
-    heads = [cross_entropy(head, labels, ignore_index) for head in auxiliary]
-    return cross_entropy(logits, labels, ignore_index) + _AUXILIARY * sum(heads)
-
-
-def spgnet_objective(
-    stages: Sequence[Tensor], labels: Tensor, ohem: bool = True, ignore_index: int = 255
-) -> Tensor:
-    """SPGNet, Sec. 3.4: the sum of the losses of all stages' predictions, the last one's like the others'.
-
-    `ohem`: hard examples at every stage (Sec. 4.4), or all pixels.
-    """
-    loss = ohem_cross_entropy if ohem else cross_entropy
-    return torch.stack([loss(logits, labels, ignore_index=ignore_index) for logits in stages]).sum()
-
-
-def class_probability_objective(
-    logits: Tensor,
-    heads: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    labels: Tensor,
-    auxiliary: Sequence[Tensor] = (),
-    weight: float = _AUXILIARY,
-    ignore_index: int = 255,
-) -> Tensor:
-    """Class probabilities for any network's auxiliary heads, four in SeeThroughNet's Sec. 4.1: the network's
-    cross entropy, and the heads' KL losses.
-
-    The paper gives these networks no weights: 0.4 is what the same heads have with cross entropy, which the
-    KL loss takes the place of.
-
-    Args:
-        heads: logits of the auxiliary heads at their own resolution, as `class_probability_kl` takes them.
-        targets: class probabilities at the scale of each head.
-        auxiliary: logits at the labels' size that keep their cross entropy: OCRNet's soft regions.
-    """
-    return auxiliary_objective(logits, auxiliary, labels, ignore_index) + weight * _decoder(heads, targets)
-
-
-def seethroughnet_objective(
-    joint: Tensor,
-    half: Tensor,
-    full: Tensor,
-    heads: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    labels: Tensor,
-    auxiliary: Tensor | None = None,
-    ignore_index: int = 255,
-) -> Tensor:
-    """SeeThroughNet, Eq. 7: RMI of the final prediction, KL losses in the decoder, and 0.05 times the cross
-    entropy of the two resolutions' own predictions.
-
-    Cross entropies are of each class against the rest, as in the two-scale network that Eq. 7 builds on:
-    `joint` is a mixture of `half` and `full`, and RMI takes it through a sigmoid.
-
-    Args:
-        joint, half, full: N x C x H x W logits: both resolutions, half resolution (interpolated), full.
-        heads: the decoder's coarse predictions, three at each resolution, at their own size.
-        targets: class probabilities of those sizes. With scales 4, 8, 16 the heads at full resolution take
-            those of (4, 8, 16) and the heads at half resolution those of (8, 16, 32).
-        auxiliary: where the OCR head has an auxiliary prediction of its own, its N x C x H x W logits from
-            both resolutions, with weight 0.4. Not in Eq. 7, but in the network that it builds on, whose
-            objective this is without `heads`.
-    """
-    loss = rmi_loss(joint, labels, ignore_index) + _decoder(heads, targets)
-    for logits in (half, full):
-        loss = loss + _PER_SCALE * binary_cross_entropy(logits, labels, ignore_index)
-    if auxiliary is not None:
-        loss = loss + _AUXILIARY * binary_cross_entropy(auxiliary, labels, ignore_index)
-    return loss
-
-
-def _decoder(heads: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor | float:
-    """Eq. 6."""
-    return sum(class_probability_kl(*pair) for pair in zip(heads, targets, strict=True))
 
 
 def _pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -15,10 +15,12 @@
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullres.models.auxiliary import TrainingOutput
 from fullres.models.backbones.resnet import BasicBlock, Bottleneck, residual_layer
 from fullres.models.parts import concatenate, conv_bn, conv_bn_relu, kaiming, resize
 
@@ -70,6 +72,12 @@ class HRNet(nn.Module):
     are those of the four branches. Raises ValueError where it leaves a layer without channels.
     """
 
+    # What published checkpoints hold beside the features, by prefix of the key.
+    not_features: ClassVar = (
+        *("incre_modules.", "downsamp_modules.", "final_layer.", "classifier."),  # ImageNet
+        *("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head."),  # segmentation
+    )
+
     def __init__(self, c: int, width: float = 1.0, align_corners: bool = False) -> None:
         super().__init__()
         base, stem = int(c * width), int(64 * width)
@@ -114,7 +122,7 @@ class HRNet(nn.Module):
 
 
 class HRNetV2(nn.Module):
-    """N x 3 x H x W to logits N x classes x H x W (Fig. 4b of the paper).
+    """N x 3 x H x W to logits N x classes x H x W (Fig. 4b of the paper); in training to a `TrainingOutput`.
 
     All four branches are interpolated to output stride 4 and joined; a 1x1 convolution mixes their 15 C
     channels, another one classifies. The logits are interpolated to the image's size.
@@ -134,7 +142,8 @@ class HRNetV2(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.001)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | TrainingOutput:
         align_corners = self.backbone.align_corners
         features = concatenate(self.backbone(image), align_corners)
-        return resize(self.last_layer(features), image.shape[-2:], align_corners)
+        logits = resize(self.last_layer(features), image.shape[-2:], align_corners)
+        return TrainingOutput(logits, ()) if self.training else logits

@@ -10,6 +10,8 @@
 - `width` is the paper's width multiplier; channel counts stay multiples of eight, as its authors round them.
 """
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from fullres.models.parts import atrous, conv_bn, kaiming
@@ -55,6 +57,9 @@ class MobileNetV2(nn.Module):
 
     Raises ValueError for an output stride other than 8, 16 and 32.
     """
+
+    # What published checkpoints hold beside the features, by prefix of the key.
+    not_features: ClassVar = ("features.18.", "classifier.")
 
     def __init__(self, width: float = 1.0, output_stride: int = 32) -> None:
         super().__init__()

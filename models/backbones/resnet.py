@@ -12,6 +12,8 @@
   first block of a layer at the dilation before it: their weights load, but were trained for other outputs.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,6 +100,9 @@ class ResNet(nn.Module):
     the stem and layer1: max pooling as published unless given. Raises ValueError for a depth, width or output
     stride that does not exist.
     """
+
+    # What published checkpoints hold beside the features, by prefix of the key.
+    not_features: ClassVar = ("fc.",)
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ def inference_form(tree: FullResolution) -> FullResolution:
     if tree.for_inference:
         return tree
     ready = fuse(fold_batch_norm(tree))
-    ready.for_inference = True
+    ready.for_inference, ready.every_phase = True, tree.every_phase
     return ready
 
 

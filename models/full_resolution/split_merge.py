@@ -17,7 +17,7 @@ parts fit together exactly.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,14 @@ class Source(Protocol):
     def crop(self, region: Region) -> Tensor: ...
 
 
+@runtime_checkable
+class HasFullResolution(Protocol):
+    """A network that is labelled by split-merge; `strided` is it with its subsampling."""
+
+    def strided(self) -> nn.Module: ...
+    def full_resolution(self) -> "FullResolution": ...
+
+
 class FullResolution(nn.Module):
     """The full-resolution form of a network; made by `split_merge`. `forward`: N x 3 x H x W to N x C x H x
     W."""
@@ -82,7 +90,14 @@ class FullResolution(nn.Module):
         self.outputs = tuple(outputs)
         self.levels = build_levels(steps, outputs)
         self.for_inference = False  # whether `fold.inference_form` made it
+        self.every_phase = True  # whether every leaf is wanted, or the first alone
         self._trunks: dict[int, FullResolution] = {}
+
+    def strided(self) -> nn.Module:
+        return self.network
+
+    def full_resolution(self) -> "FullResolution":
+        return self
 
     def trunks(self) -> list[int]:
         """What `with_trunk` takes, besides 0."""
@@ -228,7 +243,7 @@ def split_merge(
     Raises:
         UnsupportedModule: it names the place that has no such form.
     """
-    if isinstance(network, FullResolution) or hasattr(network, "full_resolution"):
+    if isinstance(network, HasFullResolution):
         raise UnsupportedModule(f"{type(network).__name__} has its full resolution already")
     found = trace(network, in_channels, output)
     return FullResolution(network, found.steps, found.outputs, found.in_channels, found.computed)

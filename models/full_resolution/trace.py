@@ -141,15 +141,23 @@ def _silent() -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Not the caller's modes: inference mode hides what functions consist of, autocast adds others."""
+    with ExitStack() as stack:
+        stack.enter_context(_silent())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def _run(network: nn.Module, shape: tuple[int, ...], output: str | None) -> Trace:
     like = next((t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()), None)
     dtype, device = (torch.float32, None) if like is None else (like.dtype, like.device)
     name = type(network).__name__
-    # In inference mode torch doesn't show what functions consist of.
-    plain = (torch.inference_mode(False), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True))
-    with ExitStack() as stack:
-        for context in (_silent(), evaluation(network), *plain):
-            stack.enter_context(context)
+    with _plain_torch(), evaluation(network), FakeTensorMode(allow_non_fake_inputs=True):
         image = torch.empty(shape, dtype=dtype, device=device)
         recorder = Recorder(network, image)
         try:

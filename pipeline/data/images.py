@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from fullres.ops.errors import FullresError
+from fullres.pipeline.data.files import files_below
 from fullres.pipeline.data.image_headers import (
     image_format,
     oriented,
@@ -186,23 +187,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def list_images(inputs: Sequence[str | Path]) -> list[tuple[Path, Path]]:
     """List (image file, relative output path without suffix) of files, folders and glob patterns.
 
-    Folders are searched recursively, `**` in a pattern likewise; hidden files are left out. The output path
-    is relative to the folder given, or to the pattern's part before its first wildcard; of a file given it
-    is the bare name. Sorted within each input; a file named twice is listed once.
+    Folders are searched recursively as `files_below` says, `**` in a pattern likewise. The output path is
+    relative to the folder given, or to the pattern's part before its first wildcard; of a file given it is
+    the bare name. Sorted within each input; a path given twice is listed once. Two names of one file are two
+    images, and a link that leads nowhere is an image that can't be read.
 
     Raises:
         ImageError: an input without any image, or two files with the same output path.
     """
-    listed: dict[Path, tuple[Path, Path]] = {}  # by resolved path
+    listed: dict[str, tuple[Path, Path]] = {}  # by absolute path
     taken: dict[Path, Path] = {}
     for given in inputs:
         for path, stem in _images_of(given):
-            if path.resolve() in listed:
+            if os.path.abspath(path) in listed:
                 continue
             if stem in taken:
                 raise ImageError(f"{taken[stem]} and {path} have the same output name {stem}")
             taken[stem] = path
-            listed[path.resolve()] = (path, stem)
+            listed[os.path.abspath(path)] = (path, stem)
     return list(listed.values())
 
 
@@ -211,14 +213,14 @@ def _images_of(given: str | Path) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.stem))]
     if path.is_dir():
-        root, pattern = path, os.path.join(glob.escape(str(path)), "**", "*")
+        root, images = path, files_below(path, SUFFIXES)
     elif glob.has_magic(str(given)):
         wild = next(i for i, part in enumerate(path.parts) if glob.has_magic(part))
-        root, pattern = Path(*path.parts[:wild]), str(given)
+        root = Path(*path.parts[:wild])
+        found = [Path(name) for name in glob.glob(str(given), recursive=True)]
+        images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and not file.is_dir())
     else:
         raise ImageError(f"{given}: no such file or folder")
-    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
     if not images:
         where = "no image in this folder" if path.is_dir() else "no image matches"
         raise ImageError(f"{given}: {where}; images end in {' '.join(SUFFIXES)}")

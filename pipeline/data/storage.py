@@ -16,6 +16,8 @@ from typing import IO, Any
 import pyarrow as pa
 from pyarrow import fs
 
+from fullres.pipeline.data.files import files_below
+
 
 class Storage:
     """One folder. It can be sent to other processes; names are relative POSIX paths. Errors are OSErrors."""
@@ -37,6 +39,9 @@ class Storage:
     def versions(self, folder: str = "") -> dict[str, tuple[int, int]]:
         """The same files with their size in bytes and the time of their last change in nanoseconds: a file
         that is replaced gets others."""
+        if self.is_local:
+            paths = {path.relative_to(self.path).as_posix(): path for path in files_below(self._at(folder))}
+            return {name: _version(path) for name, path in paths.items()}
         selector = fs.FileSelector(self._at(folder), allow_not_found=True, recursive=True)
         infos = (i for i in self.files.get_file_info(selector) if i.type == fs.FileType.File)
         below = {info.path[len(self.path) + 1 :]: (info.size, info.mtime_ns or 0) for info in infos}
@@ -103,6 +108,15 @@ class Storage:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """A link that leads nowhere has a version too: reading it says so."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _file_system(location: str) -> tuple[fs.FileSystem, str]:

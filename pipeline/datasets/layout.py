@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from zlib import crc32
 
+from fullres.pipeline.data.files import files_below, text_lines
 from fullres.pipeline.data.images import SUFFIXES
 from fullres.pipeline.datasets.dataset import Dataset, Split
-from fullres.pipeline.datasets.pairs import LABEL_SUFFIXES, FilesError
+from fullres.pipeline.datasets.pairs import LABEL_SUFFIXES, FilesError, label_maps
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,16 @@ def find_frames(dataset: Dataset, root: str | Path, split: str) -> Found:
     if not root.is_dir():
         raise FilesError(f"{root}: no such folder", [])
     names = [
-        (Path(folder) / file).relative_to(root).as_posix()
+        path.relative_to(root).as_posix()
         for pattern in (where.images, where.labels)
         for top in root.glob(pattern)
-        for folder, _, files in os.walk(top, followlinks=True)
-        for file in files
+        for path in files_below(top)
     ]
     listed = None
     if where.lists is not None:
-        listed = [line for path in root.glob(where.lists) for line in path.read_text().splitlines()]
+        listed = [
+            line for path in sorted(root.glob(where.lists)) for line in list_lines(path, path.read_bytes())
+        ]
     found = match_frames(dataset, split, names, listed)
     return Found(
         [replace(frame, image=root / frame.image, labels=root / frame.labels) for frame in found.frames],
@@ -120,12 +122,9 @@ def match_frames(
         if key in images:
             raise FilesError("two images for one frame:", [str(images[key]), name])
         images[key] = Path(name)
-    labels: dict[str, Path] = {}
-    maps = _files_in(where.labels, files, LABEL_SUFFIXES)
-    for ending in dataset.encodings:
-        for name, stem in maps:
-            if dataset.label_ending(name) == ending:
-                labels.setdefault(stem.removesuffix(ending), Path(name))
+    labels = label_maps(
+        dataset, ((Path(n), stem) for n, stem in _files_in(where.labels, files, LABEL_SUFFIXES))
+    )
     keys = _keys(where, dataset.image_ending, images.keys() | labels.keys(), listed)
     return Found(
         [Frame(images[key], labels[key], key) for key in keys if key in images and key in labels],
@@ -133,6 +132,14 @@ def match_frames(
         [labels[key] for key in keys if key in labels and key not in images],
         [key for key in keys if key not in images and key not in labels],
     )
+
+
+def list_lines(path: object, data: bytes) -> list[str]:
+    """The lines of a list of frames. Raises FilesError where it is no text."""
+    try:
+        return text_lines(data)
+    except UnicodeDecodeError as error:
+        raise FilesError(f"{path}: neither UTF-8 nor UTF-16 ({error})", []) from error
 
 
 def nothing_found(dataset: Dataset, root: str | Path, split: str) -> FilesError:
@@ -151,14 +158,14 @@ def _keys(where: Split, image_ending: str, there: Iterable[str], listed: Iterabl
         stems = dict(_files_in(where.images, named, SUFFIXES))
         return sorted({stems.get(name, name).removesuffix(image_ending) for name in named})
     if where.part is not None:
-        there = sorted(there, key=lambda key: (crc32(key.encode()), key))[where.part]
+        there = sorted(there, key=lambda key: (crc32(os.fsencode(key)), key))[where.part]
     return sorted(there)
 
 
 def _files_in(folder: str, names: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """(name, stem) of the files in a folder; the stem is what stands for `*` and behind the folder, less
     suffix."""
-    pattern = re.compile(re.escape(folder).replace(r"\*", "([^/]+)") + r"/(.+)(\.[^./]+)")
+    pattern = re.compile(re.escape(folder).replace(r"\*", "([^/]+)") + r"/(.+)(\.[^./]+)", re.DOTALL)
     matches = ((name, pattern.fullmatch(name)) for name in names)
     return [
         (name, "/".join(match.groups()[:-1]))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fullres.ops.errors import FullresError
+from fullres.pipeline.data.files import files_below
 from fullres.pipeline.datasets.dataset import Dataset
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
@@ -18,12 +19,31 @@ class FilesError(FullresError, ValueError):
         super().__init__("\n  ".join([headline, *shown]))
 
 
+def label_maps(dataset: Dataset, files: Iterable[tuple[Path, str]]) -> dict[str, Path]:
+    """The label map of each frame among (file, name less suffix). Where a frame is stored in two ways, the
+    first of `dataset.encodings` counts. Raises FilesError for two files of one frame and encoding."""
+    by_ending: dict[str, dict[str, Path]] = {ending: {} for ending in dataset.encodings}
+    for path, stem in files:
+        ending = dataset.label_ending(path)
+        if ending not in by_ending:
+            continue
+        key, of_ending = stem.removesuffix(ending), by_ending[ending]
+        if key in of_ending:
+            raise FilesError("two label maps for one frame:", [str(of_ending[key]), str(path)])
+        of_ending[key] = path
+    merged: dict[str, Path] = {}
+    for of_ending in by_ending.values():
+        merged = of_ending | merged
+    return merged
+
+
 def pair_with_labels(
     images: Iterable[tuple[Path, Path]], label_dir: Path, dataset: Dataset, what: str
 ) -> list[tuple[Path, Path]]:
     """(image, label file) for each (image, relative stem), sorted. `what` names the images in messages.
 
-    Raises FilesError for images without labels, labels without image and two images of one frame.
+    Raises FilesError for images without labels, labels without image, and two images or label maps of one
+    frame.
     """
     by_key: dict[str, Path] = {}
     for path, stem in images:
@@ -33,13 +53,11 @@ def pair_with_labels(
         by_key[key] = path
     if not label_dir.is_dir():
         raise FilesError(f"{label_dir}: no such folder", [])
-    labels: dict[str, Path] = {}
-    files = sorted(p for p in label_dir.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES and p.name[0] != ".")
-    for ending in dataset.encodings:  # where a frame is stored in two ways, the first encoding counts
-        for path in files:
-            if dataset.label_ending(path) == ending:
-                key = path.relative_to(label_dir).with_suffix("").as_posix().removesuffix(ending)
-                labels.setdefault(key, path)
+    stems = [
+        (path, path.relative_to(label_dir).with_suffix("").as_posix())
+        for path in files_below(label_dir, LABEL_SUFFIXES)
+    ]
+    labels = label_maps(dataset, stems)
     if not labels:
         names = ", ".join(f"*{ending}.png" for ending in dataset.encodings)
         raise FilesError(f"{label_dir}: no labels of {dataset.name}; they are named {names}", [])

@@ -17,13 +17,13 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which tensors are computed together; all that a worker must know. `dense`: every phase (SMP), not the
-    first alone (FCN32s, FCN8s). `trunk`: what `FullResolution.with_trunk` takes; levels, fan-outs and strips
-    are those of that tree. `peak_bytes` is the predicted peak beyond the model's own memory."""
+    """Which tensors are computed together; all that a worker must know. `every_phase`: that of the tree.
+    `trunk`: what `FullResolution.with_trunk` takes; levels, fan-outs and strips are those of that tree.
+    `peak_bytes` is the predicted peak beyond the model's own memory."""
 
     size: Pair
     precision: Precision
-    dense: bool
+    every_phase: bool
     trunk: int
     tiles: tuple[Region, ...]
     fanouts: tuple[int, ...]
@@ -92,7 +92,7 @@ class BoundTree:
         Dense: the tile. Otherwise what bilinear interpolation to full resolution reads, with a margin that
         covers both interpolations of FCN8s.
         """
-        if self.schedule.dense:
+        if self.schedule.every_phase:
             return dict.fromkeys(self.tree.outputs, tile)
         margin = 2 * self.tree.stride[axis]
         length = self.schedule.size[axis]

@@ -17,7 +17,7 @@ from fullres.pipeline.predict.schedule import ITEMSIZE, subtree_elements
 class LevelSummary:
     """One level of the tree under a plan.
 
-    nodes: split batches of the image at this level (the first alone where the plan is not dense).
+    nodes: split batches of the image at this level (the first alone where not every phase is wanted).
     lattice: (h, w) of the largest. batch: nodes run together.
     macs: multiply-adds of the level over all grains, what they repeat included.
     working_bytes, kept_bytes: a batch's peak within the level, and what stays for the levels below.
@@ -53,7 +53,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
             LevelSummary(
                 level.stride,
                 level.window,
-                prod(min(level.stride[a], schedule.size[a]) for a in (0, 1)) if schedule.dense else 1,
+                prod(min(level.stride[a], schedule.size[a]) for a in (0, 1)) if schedule.every_phase else 1,
                 bound.lattice(i),
                 batch,
                 schedule.fanouts[i],

@@ -11,18 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullres.models.catalogue import Network
-from fullres.models.fcn import FCN8s, FCN32s
+from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
-from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
-from fullres.models.smp import SMP
 from fullres.ops.errors import NetworkError
 from fullres.pipeline.data.transforms import IMAGENET, Normalisation
 from fullres.pipeline.predict import windows
 from fullres.pipeline.predict.bound import BoundTree, Precision
-from fullres.pipeline.predict.execute import Predictor, place, tree_of
+from fullres.pipeline.predict.execute import Predictor, place
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from fullres.pipeline.predict.window_memory import WindowCosts
 
@@ -72,7 +70,7 @@ class Engine(Protocol):
         ...
 
 
-def normalisation_of(network: nn.Module, given: Normalisation | None) -> Normalisation:
+def normalisation_of(network: nn.Module | HasFullResolution, given: Normalisation | None) -> Normalisation:
     """The one given, or the network's own, or ImageNet's."""
     return given or getattr(network, "normalisation", None) or IMAGENET
 
@@ -85,7 +83,7 @@ def engine_for(
 ) -> "Engine":
     """Split-merge for the networks that have it, unless windows are asked for; else windows, of the whole
     image if nothing else is asked for."""
-    if isinstance(network, SMP | FCN32s | FCN8s | FullResolution) and spec is None:
+    if spec is None and isinstance(network, HasFullResolution):
         return SplitMerge(network, normalisation)
     return Windows(network, spec or windows.WindowSpec(), attention, normalisation)
 
@@ -94,9 +92,9 @@ class SplitMerge:
     """Every pixel as one device of any size would have it, within a memory budget. Plans, and the workers to
     which it is sent, use this one tree."""
 
-    def __init__(self, network: Network | FullResolution, normalisation: Normalisation | None = None) -> None:
+    def __init__(self, network: HasFullResolution, normalisation: Normalisation | None = None) -> None:
         self.normalisation = normalisation_of(network, normalisation)
-        self.tree, self.dense = tree_of(network)
+        self.tree = inference_form(network.full_resolution())
         if self.tree.in_channels != self.normalisation.channels:
             raise NetworkError(
                 f"the network reads {self.tree.in_channels} channels, its normalisation is of "
@@ -104,7 +102,7 @@ class SplitMerge:
             )
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
-        return plan_image(self.tree, size, **vars(resources), dense=self.dense, scores=scores)
+        return plan_image(self.tree, size, **vars(resources), scores=scores)
 
     def parts(self, plan: Plan) -> list[Region]:
         bound = BoundTree(self.tree, plan.schedule)

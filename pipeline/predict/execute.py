@@ -13,16 +13,13 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fullres.models.catalogue import Network
-from fullres.models.fcn import FCN8s, FCN32s
 from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
-from fullres.models.full_resolution.split_merge import FullResolution, Piece, Source, split_merge
+from fullres.models.full_resolution.split_merge import FullResolution, HasFullResolution, Piece, Source
 from fullres.models.full_resolution.steps import IMAGE, Pair
-from fullres.models.smp import SMP
 from fullres.ops.convolution import Convolution, compute_exactly
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
@@ -34,17 +31,6 @@ from fullres.pipeline.predict.plan import Grain, Plan
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Elements (classes x pixels) interpolated to full resolution at a time.
 _INTERPOLATED = 1 << 19
-
-
-class _Scores(nn.Module):
-    """FCN32s or FCN8s before interpolation."""
-
-    def __init__(self, network: FCN32s | FCN8s) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.network.scores(image)
 
 
 def native_precision(device: torch.device) -> Precision:
@@ -60,16 +46,6 @@ def native_precision(device: torch.device) -> Precision:
         if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
         else "fp32"
     )
-
-
-def tree_of(network: Network | FullResolution) -> tuple[FullResolution, bool]:
-    """The network's tree as inference runs it, and whether every phase is wanted (SMP, what `split_merge`
-    made) or the first alone (FCN32s, FCN8s)."""
-    if isinstance(network, FullResolution):
-        return inference_form(network), True
-    if isinstance(network, SMP):
-        return inference_form(network.full_resolution()), True
-    return inference_form(split_merge(_Scores(network))), False
 
 
 @dataclass(frozen=True)
@@ -97,13 +73,13 @@ class Predictor:
 
     def __init__(
         self,
-        network: Network | FullResolution,
+        network: HasFullResolution,
         device: torch.device,
         precision: Precision,
         normalisation: Normalisation = IMAGENET,
     ) -> None:
         compute_exactly(device)
-        tree, self.dense = tree_of(network)
+        tree = inference_form(network.full_resolution())
         self.normalisation = normalisation
         self.dtype = DTYPES[precision]
         self.device = device
@@ -120,14 +96,13 @@ class Predictor:
         """Class ids of a grain: uint8 (h, w), its node's lattice inside its tile; `scores`: (classes, h, w).
 
         window: the part of the image that `bind(schedule).part` names, (rows, columns, channels)
-        uint8. Scores are
-        float32, float16 if the precision is bf16.
+        uint8. Scores are float32, float16 if the precision is bf16.
         """
         bound = self.bind(schedule)
         rows, columns = bound.part(schedule.tiles[grain.tile])
         image = ImageSource(window, (rows.start, columns.start), self.dtype, self.device, self.normalisation)
         run = _Run(bound, grain, scores)
-        if schedule.dense:
+        if schedule.every_phase:
             run.descend(-1, [(0, 0)], {IMAGE: image})
         else:
             run.interpolate({IMAGE: image})

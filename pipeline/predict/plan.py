@@ -73,27 +73,26 @@ def plan_image(
     precision: Precision,
     device: str = "cpu",
     images: int = 1,
-    dense: bool = True,
     scores: bool = False,
 ) -> Plan:
     """The plan with the least work that fits `memory_budget` bytes a worker (beyond the model's own).
 
     `size` is the image's (H, W); `device` "cpu" or "cuda"; `scores`: scores are returned, not class ids.
     `images` of this size are to be predicted in all. Raises BudgetError; NetworkError for more classes than
-    class ids can name, and for a dense tree of several outputs.
+    class ids can name, and for a tree of several outputs whose every phase is wanted.
     """
-    if dense and len(tree.outputs) != 1:
+    if tree.every_phase and len(tree.outputs) != 1:
         raise NetworkError(f"the network has {len(tree.outputs)} outputs; only one can be merged")
     check_classes(tree.channels[0], scores)
     tree = inference_form(tree)
-    schedule, least = best_schedule(tree, size, memory_budget, precision, device, dense, scores)
+    schedule, least = best_schedule(tree, size, memory_budget, precision, device, scores)
     return Plan(schedule, _cheapest_grains(BoundTree(tree, schedule), workers, images), least)
 
 
 def _cheapest_grains(bound: BoundTree, workers: int, images: int) -> tuple[Grain, ...]:
     """Grains of the level that ends soonest; of those that end within 0.5 % of each other, the finest."""
     best: tuple[float, tuple[Grain, ...]] | None = None
-    for level in range(-1, len(bound.levels) if bound.schedule.dense else 0):
+    for level in range(-1, len(bound.levels) if bound.schedule.every_phase else 0):
         if any(f > 1 for f in bound.schedule.fanouts[: level + 1]):
             break  # a batch is never cut: its bytes would change
         grains = _grains(bound, level)

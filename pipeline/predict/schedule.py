@@ -62,15 +62,12 @@ def best_schedule(
     memory_budget: int,
     precision: Precision,
     device: str,
-    dense: bool,
     scores: bool,
 ) -> tuple[Schedule, int]:
     """The schedule with the least work that fits the budget, and the multiply-adds of the image in one piece.
     For the arguments see `plan_image`. Raises BudgetError."""
     tree = inference_form(tree)
-    schedulers = [
-        _Scheduler(tree, trunk, size, precision, device, dense, scores) for trunk in (0, *tree.trunks())
-    ]
+    schedulers = [_Scheduler(tree, trunk, size, precision, device, scores) for trunk in (0, *tree.trunks())]
     best: tuple[int, Schedule] | None = None
     for scheduler in schedulers:
         if best is not None and best[0] <= scheduler.least_work():
@@ -97,13 +94,12 @@ class _Scheduler:
         size: Pair,
         precision: Precision,
         device: str,
-        dense: bool,
         scores: bool,
     ) -> None:
         self.base, self.size, self.scores, self.device = tree, size, scores, device
         self.itemsize = ITEMSIZE[precision]
         whole, once = ((Span(0, size[0]), Span(0, size[1])),), (1,) * len(tree.with_trunk(trunk).levels)
-        self.bound = BoundTree(tree, Schedule(size, precision, dense, trunk, whole, once, once, 0))
+        self.bound = BoundTree(tree, Schedule(size, precision, tree.every_phase, trunk, whole, once, once, 0))
         self.sources: Sources = {s.name: (s.channels, s.stride) for level in tree.levels for s in level.steps}
         self.sources[IMAGE] = (tree.in_channels, (1, 1))
 
@@ -183,7 +179,7 @@ class _Scheduler:
         for level in self.bound.levels:
             elements = prod(max(1, -(-span.length // s)) for span, s in zip(tile, level.stride, strict=True))
             window = prod(level.window)
-            alone = level.is_trunk or not self.bound.schedule.dense
+            alone = level.is_trunk or not self.bound.schedule.every_phase
             wished = 1 if alone else min(window, -(-BATCH_ELEMENTS[self.device] // (elements * batch)))
             fanouts.append(wished)
             batch *= wished
@@ -252,7 +248,7 @@ def subtree_elements(bound: BoundTree, axis: int, tile: Span, stride: int) -> np
         looked_at = [o if level.is_trunk else lengths.index(lengths[o]) for o in range(own)]
         times = np.zeros((count, own), dtype=np.int64)
         for subtree in range(count):
-            alone = own <= stride or not schedule.dense
+            alone = own <= stride or not schedule.every_phase
             for offset in [subtree % own] if alone else range(subtree, own, stride):
                 times[subtree, looked_at[offset]] += 1
         rows = [

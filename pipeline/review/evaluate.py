@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fullres.ops import metrics
+from fullres.pipeline.data.files import files_below
 from fullres.pipeline.data.images import ImageError, read_labels
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
@@ -112,7 +113,7 @@ def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list
     folder = Path(pred_dir)
     if not folder.is_dir():
         raise FilesError(f"{folder}: no such folder", [])
-    found = (p for p in sorted(folder.rglob("*.png")) if p.name[0] != "." and not is_picture(p))
+    found = (p for p in files_below(folder, (".png",)) if not is_picture(p))
     predictions = [(p, p.relative_to(folder).with_suffix("")) for p in found]
     if not predictions:
         raise FilesError(f"{folder}: no predictions; they are class-id PNG files", [])

@@ -28,20 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullres.models.backbones.hrnet import HRNet
-from fullres.models.backbones.mobilenet import MobileNetV2
-from fullres.models.backbones.resnet import ResNet
-from fullres.models.backbones.xception import Xception
-from fullres.models.fcn import FCN32s
 from fullres.models.parts import resize
 from fullres.models.smp import SMP
-from fullres.models.spgnet import SPGNet
-from fullres.models.unet import UNet
 from fullres.ops.convolution import compute_exactly
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.transforms import normalise
 
-_LAST_LAYER = {ResNet: "layer4", HRNet: "stage4", Xception: "exit2", MobileNetV2: "features.17"}
 _PROBE = 64  # pixels a side of an image that shows which layers give features
 
 
@@ -58,16 +50,17 @@ class Evidence(NamedTuple):
 
 
 class Explainer:
-    """A network of the catalogue made ready on one device; `network` itself stays as it is.
+    """A network from N x 3 x H x W to logits N x classes x H x W made ready on one device; `network` itself
+    stays as it is.
 
-    `layer` is the dotted name of a module, by default `default_layer(network)`; with a layer named, any
-    network from N x 3 x H x W to logits N x classes x H x W will do. Raises LayerError.
+    `layer` is the dotted name of a module: of a network of the catalogue its entry's `evidence`, if there is
+    no better one. Raises LayerError.
     """
 
-    def __init__(self, network: nn.Module, layer: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, network: nn.Module, layer: str, device: str = "cpu") -> None:
         copy = deepcopy(network)
-        self.network = (_dilated(copy) if isinstance(copy, SMP) else copy).eval().requires_grad_(False)
-        self.layer = default_layer(network) if layer is None else layer
+        self.network = (copy.dilated() if isinstance(copy, SMP) else copy).eval().requires_grad_(False)
+        self.layer = layer
         self.device = torch.device(device)
         compute_exactly(self.device)
         self.network.to(self.device)
@@ -115,31 +108,6 @@ class Explainer:
             )
 
 
-def default_layer(network: nn.Module) -> str:
-    """The name of the module that gives the backbone's last features."""
-    if isinstance(network, UNet):
-        return f"body.down.{len(network.body.down) - 1}"
-    if isinstance(network, SPGNet):
-        return f"stages.{len(network.stages) - 1}.encoder.layer4"
-    return f"backbone.{_LAST_LAYER[type(network.backbone)]}"
-
-
-def _dilated(network: SMP) -> FCN32s:
-    """SMP on every fourth pixel: its first two splits, phase (0, 0) alone, and dilation in the place of the
-    other three. Takes the network's modules over."""
-    dilation = 1
-    for layer in (network.backbone.layer2, network.backbone.layer3, network.backbone.layer4):
-        for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d)):
-            strided = conv.stride != (1, 1)  # it still reads the finer lattice
-            rate = dilation if strided else 2 * dilation
-            conv.stride, conv.dilation = (1, 1), (rate, rate)
-            conv.padding = (rate * (conv.kernel_size[0] // 2),) * 2
-        dilation *= 2
-    form = FCN32s(network.backbone, network.classifier.out_channels)
-    form.classifier = network.classifier
-    return form
-
-
 @contextmanager
 def _features(layer: nn.Module) -> Iterator[list[Tensor]]:
     """All that the layer gives while the block runs. Gradients are recorded from there on."""
@@ -165,8 +133,17 @@ def _maps(output: object) -> list[Tensor]:
 
 
 def _parts(network: nn.Module, with_features: set[str]) -> list[str]:
-    """Names worth choosing from: the stages of the backbone, and the larger parts behind it."""
-    backbone = default_layer(network).rpartition(".")[0]
-    stages = [f"{backbone}.{name}" for name, _ in network.get_submodule(backbone).named_children()]
-    names = [*stages, *(name for name, _ in network.named_children() if not backbone.startswith(name))]
-    return [name for name in names if name in with_features and any(network.get_submodule(name).children())]
+    """Names worth choosing from: what consists of parts, and nothing inside a stage or a row of layers."""
+
+    def holds(name: str) -> bool:
+        """Whether what is inside is left out: but for the network's largest parts and lists of such."""
+        listed = isinstance(network.get_submodule(name.rpartition(".")[0]), nn.ModuleList)
+        row = isinstance(network.get_submodule(name), nn.Sequential)
+        return row or ("." in name and not listed)
+
+    names: list[str] = []
+    for name, module in network.named_modules():
+        around = {name[:i] for i, character in enumerate(name) if character == "."} & with_features
+        if name and name in with_features and any(module.children()) and not any(map(holds, around)):
+            names.append(name)
+    return names

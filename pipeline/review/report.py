@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def write_report(
         runs=_runs(predictions),
         frames=frames,
     )
-    write_bytes_atomically(out / "index.html", page.encode())
+    write_bytes_atomically(out / "index.html", page.encode(errors="backslashreplace"))
     return evaluations
 
 
@@ -129,7 +130,7 @@ def _frame(
         files = [f"pictures/{name}/{kind}{size}.png" for size in ("", "_small", "_crop")]
         for file, pixels in zip(files, (picture, _shrunk(picture), picture[window]), strict=True):
             write_png(out / file, pixels)
-        return _Panel(title, note, *map(quote, files))
+        return _Panel(title, note, *(quote(os.fsencode(file)) for file in files))
 
     height, width = truth.shape
     panels = [

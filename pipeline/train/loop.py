@@ -1,4 +1,4 @@
-"""Training in one process: the loop around `steps`, its configuration and its checkpoints.
+"""Training in one process: the loop around a network and its objective, its configuration and checkpoints.
 
 Every step draws from generators seeded by (seed, step), so a run that was stopped goes on exactly as if it
 had not been, and the same configuration on the same machine ends with the same weights.
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fullres.models.catalogue import CATALOGUE
 from fullres.models.weights import WeightsInfo, damaged_entry, not_finite, save_weights
 from fullres.pipeline.data.images import atomic, list_images, read_image
 from fullres.pipeline.data.transforms import normalise, random_crop
@@ -25,7 +26,7 @@ from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import pair_with_labels
 from fullres.pipeline.train.network import ModelConfig, Section, check_batch, starting_network
-from fullres.pipeline.train.steps import segmentation_loss
+from fullres.pipeline.train.objectives import SegmentationLoss
 
 
 class DataConfig(Section):
@@ -78,9 +79,10 @@ class TrainingConfig(Section):
             raise ValueError(f"phases are {self.phases}: 1 to 16 of the first, 1 to 4 of each other split")
         if any(side < 32 for side in self.crop):
             raise ValueError(f"crop is {self.crop}: at least 32 x 32, one element of the last features")
-        if self.phases != (1, 1, 1, 1) and not self.model.name.startswith("smp"):
+        options = CATALOGUE[self.model.name].training_options
+        if self.phases != (1, 1, 1, 1) and "phases" not in options:
             raise ValueError(f"phases are {self.phases}: only an SMP splits, not {self.model.name}")
-        if self.loss_stride != 1 and not self.model.name.startswith("fcn"):
+        if self.loss_stride != 1 and "loss_stride" not in options:
             raise ValueError(
                 f"loss_stride is {self.loss_stride}: only FCN32s and FCN8s have one, not {self.model.name}"
             )
@@ -147,6 +149,9 @@ def fit(
     if resumed:  # it has all weights: the files of the start may be gone
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     network = starting_network(start, len(known.classes), drop_head)
+    for option in CATALOGUE[config.model.name].training_options:
+        setattr(network, option, getattr(config, option))
+    loss_of = SegmentationLoss(network, known.ignore_index)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(config, network)
     first = _resume(checkpoint, config, network, optimizer) if resumed else 0
@@ -162,9 +167,7 @@ def fit(
             group["lr"] = learning_rate(config, step)
         inputs = normalise(images.to(device), torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = segmentation_loss(
-                network, inputs, labels.to(device), config.phases, config.loss_stride, known.ignore_index
-            )
+            loss = loss_of(inputs, labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

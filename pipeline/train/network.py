@@ -1,5 +1,6 @@
 """The network that a training starts from: its parts for training alone, and its first weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,20 +8,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from fullres.models.ann import ANN
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.ccnet import CCNet
-from fullres.models.deeplab import DeepLabV3Plus
-from fullres.models.dmnet import DMNet
-from fullres.models.ocrnet import OCRNet
-from fullres.models.pspnet import DilatedFCN, PSPNet
-from fullres.models.smp import SMP
-from fullres.models.spgnet import SPGNet
-from fullres.models.upernet import UPerNet
-from fullres.models.weights import NOT_FEATURES, WeightsError, load_backbone, start_from
-
-_WITH_HEADS = PSPNet | DilatedFCN | UPerNet | ANN | CCNet | DMNet | DeepLabV3Plus | OCRNet
+from fullres.models.full_resolution.split_merge import HasFullResolution
+from fullres.models.weights import WeightsError, load_backbone, start_from
 
 
 class Section(BaseModel):
@@ -79,37 +70,33 @@ def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = Fa
     if config.backbone_weights is not None:
         _load_backbones(network, config.name, config.backbone_weights)
     # Behind the weights: files are read without auxiliary heads.
-    if isinstance(network, _WITH_HEADS):
-        network.auxiliary = _heads(network, config, num_classes)
+    usual = CATALOGUE[config.name].auxiliary
+    if usual is not None:
+        network.auxiliary = _heads(network.backbone.channels, usual, config, num_classes)  # type: ignore[union-attr, arg-type, assignment]
     elif config.auxiliary == "class_probability" or config.auxiliary_stages:
         raise ValueError(f"auxiliary is '{config.auxiliary}': {config.name} has no auxiliary heads")
     return network.train()
 
 
-def _heads(network: _WITH_HEADS, config: ModelConfig, num_classes: int) -> AuxiliaryHeads | None:
-    usual = {
-        "cross_entropy": () if isinstance(network, OCRNet) else (2,),
-        "class_probability": (0, 1, 2, 3),
-        "none": (),
-    }
-    stages = config.auxiliary_stages or usual[config.auxiliary]
+def _heads(
+    channels: Sequence[int], usual: tuple[int, ...], config: ModelConfig, num_classes: int
+) -> AuxiliaryHeads | None:
+    by_kind = {"cross_entropy": usual, "class_probability": (0, 1, 2, 3), "none": ()}
+    stages = config.auxiliary_stages or by_kind[config.auxiliary]
     if not stages:
         return None
     outputs = num_classes + (config.auxiliary == "class_probability")
-    return AuxiliaryHeads(network.backbone.channels, outputs, stages, max(8, int(256 * config.width)))
+    return AuxiliaryHeads(channels, outputs, stages, max(8, int(256 * config.width)))
 
 
 def _load_backbones(network: nn.Module, name: str, path: Path) -> None:
     """Raises WeightsError, also for a network without a backbone that published checkpoints fit."""
-    encoders: list[Any] = (
-        [stage.encoder for stage in network.stages]
-        if isinstance(network, SPGNet)
-        else [getattr(network, "backbone", None)]
-    )
+    encoders: list[Any] = [network.get_submodule(where) for where in CATALOGUE[name].encoders]
+    if not encoders:
+        raise WeightsError(
+            f"backbone_weights is '{path}': {name} has no backbone that is read (HRNet, MobileNetV2, ResNet)"
+        )
     first, *later = encoders
-    if type(first) not in NOT_FEATURES:
-        known = ", ".join(sorted(kind.__name__ for kind in NOT_FEATURES))
-        raise WeightsError(f"backbone_weights is '{path}': {name} has no backbone that is read ({known})")
     load_backbone(first, path)
     for encoder in later:  # of the same depth, without the stem
         encoder.load_state_dict(first.state_dict(), strict=False)
@@ -125,8 +112,9 @@ def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> 
     with torch.device("meta"):
         network = build(config.name, 2, config.width).train()
         try:
-            # Shrink pooling leaves an SMP what strides leave its backbone.
-            (network.backbone if isinstance(network, SMP) else network)(torch.empty(1, 3, *crop))
+            # Shrink pooling leaves what strides leave.
+            strided = network.strided() if isinstance(network, HasFullResolution) else network
+            strided.train()(torch.empty(1, 3, *crop))
         except ValueError as error:
             raise ValueError(
                 f"batch_size is 1: {config.name} has a batch norm with one value a channel at crop {crop}; "

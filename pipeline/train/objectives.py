@@ -1,29 +1,55 @@
-"""Each paper's objective, found by what the network returns in training: the named tuples of `models/`."""
+"""What training minimises: each paper's objective, and the module that computes it from images and labels.
+
+Logits are N x C x H x W at the labels' size, of any float dtype; labels are N x H x W int64, class ids 0..C-1
+and `ignore_index`.
+"""
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import TrainingOutput, enlarge
+from fullres.models.lattices import Lattice, LatticeOutput
 from fullres.models.ocrnet import OCRNetOutput
 from fullres.models.seethrough import HEAD_SCALES, SeeThroughNetOutput
 from fullres.models.spgnet import SPGNetOutput
 from fullres.ops.class_probability import class_probability_tensor
-from fullres.ops.losses import (
-    auxiliary_objective,
-    class_probability_objective,
-    cross_entropy,
-    seethroughnet_objective,
-    spgnet_objective,
-)
+from fullres.ops.losses import class_probability_kl, cross_entropy, ohem_cross_entropy
+from fullres.ops.rmi import binary_cross_entropy, rmi_loss
 
-Output = Tensor | TrainingOutput | OCRNetOutput | SPGNetOutput | SeeThroughNetOutput
+_AUXILIARY = 0.4  # PSPNet, Sec. 5.1
+_PER_SCALE = 0.05  # SeeThroughNet, gamma of Eq. 7
+
+Output = LatticeOutput | TrainingOutput | OCRNetOutput | SPGNetOutput | SeeThroughNetOutput
 
 
-def objective(network: nn.Module, output: Output, labels: Tensor, ignore_index: int = 255) -> Tensor:
-    """The scalar that training of `network` minimises, with gradient.
+class SegmentationLoss(nn.Module):
+    """A network and its objective as one module, which is what optimizers, engines and pipelines wrap:
+    images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient.
 
-    - Logits, and U-Net's: cross entropy.
+    All pixels ignored: 0, with zero gradient, but for class probabilities, where the ignored share is
+    predicted too.
+    """
+
+    def __init__(self, network: nn.Module, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.network = network
+        self.ignore_index = ignore_index
+        self.align_corners: bool = getattr(network, "align_corners", False)  # of its auxiliary heads
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return objective(self.network(images), labels, self.ignore_index, self.align_corners)
+
+
+def objective(output: Output, labels: Tensor, ignore_index: int = 255, align_corners: bool = False) -> Tensor:
+    """The scalar that training minimises, with gradient, by what a network of the catalogue returns in
+    training: the named tuples of `models/`.
+
+    - SMP, FCN32s and FCN8s ("Split-Merge Pooling", Sec. 3.2): mean cross entropy over the labelled pixels of
+      the lattices that were drawn.
+    - Logits alone (HRNet, U-Net): cross entropy.
     - Auxiliary heads, PSPNet's one and others' (Sec. 4): 0.4 times their cross entropy at the labels' size.
       Heads with a channel for ignored pixels: 0.4 times the KL losses of class probabilities, which are
       computed here (SeeThroughNet, Sec. 4.1).
@@ -31,19 +57,17 @@ def objective(network: nn.Module, output: Output, labels: Tensor, ignore_index: 
     - SPGNet: cross entropy with hard example mining, of all stages (Sec. 3.4, 4.4).
     - SeeThroughNet: RMI, class probabilities and both resolutions (Eq. 7).
 
-    Args:
-        output: what `network` returned in training for images N x 3 x H x W; logits of any float dtype.
-        labels: N x H x W int64, class ids or `ignore_index`.
+    `align_corners`: how auxiliary heads are resized, the network's attribute of that name.
     """
     match output:
-        case Tensor():
-            return cross_entropy(output, labels, ignore_index)
+        case LatticeOutput(lattices):
+            return _of_lattices(lattices, labels, ignore_index)
         case TrainingOutput(logits, ()):
             return cross_entropy(logits, labels, ignore_index)
         case TrainingOutput(logits, heads):
-            return _with_heads(network, logits, (), heads, labels, ignore_index)
+            return _with_heads(logits, (), heads, labels, ignore_index, align_corners)
         case OCRNetOutput(logits, soft_regions, heads):
-            return _with_heads(network, logits, (soft_regions,), heads, labels, ignore_index)
+            return _with_heads(logits, (soft_regions,), heads, labels, ignore_index, align_corners)
         case SPGNetOutput(stages):
             return spgnet_objective(stages, labels, ignore_index=ignore_index)
         case SeeThroughNetOutput(logits, half, full, heads):
@@ -53,13 +77,23 @@ def objective(network: nn.Module, output: Output, labels: Tensor, ignore_index: 
             )
 
 
+def _of_lattices(lattices: Sequence[Lattice], labels: Tensor, ignore_index: int) -> Tensor:
+    truths = [lattice.of(labels) for lattice in lattices]
+    total = sum(
+        F.cross_entropy(lattice.logits.float(), truth, ignore_index=ignore_index, reduction="sum")
+        for lattice, truth in zip(lattices, truths, strict=True)
+    )
+    count = sum((truth != ignore_index).sum() for truth in truths)
+    return total / torch.as_tensor(count).clamp(min=1)
+
+
 def _with_heads(
-    network: nn.Module,
     logits: Tensor,
     own: Sequence[Tensor],
     heads: Sequence[Tensor],
     labels: Tensor,
     ignore_index: int,
+    align_corners: bool,
 ) -> Tensor:
     """`own`: auxiliary logits at the labels' size."""
     classes = logits.shape[1]
@@ -67,7 +101,6 @@ def _with_heads(
         scales = [_scale(head, labels) for head in heads]
         targets = _shares(labels, scales, classes, ignore_index)
         return class_probability_objective(logits, heads, targets, labels, own, ignore_index=ignore_index)
-    align_corners: bool = network.align_corners  # type: ignore[assignment]
     enlarged = enlarge(heads, labels.shape[-2:], align_corners)
     return auxiliary_objective(logits, [*own, *enlarged], labels, ignore_index)
 
@@ -83,3 +116,87 @@ def _shares(labels: Tensor, scales: Sequence[int], classes: int, ignore_index: i
         s: class_probability_tensor(labels, s, classes, ignore_index=ignore_index) for s in set(scales)
     }
     return [by_scale[s] for s in scales]
+
+
+def auxiliary_objective(
+    logits: Tensor, auxiliary: Sequence[Tensor], labels: Tensor, ignore_index: int = 255
+) -> Tensor:
+    """Cross entropy, and 0.4 times that of each auxiliary head.
+
+    PSPNet (Sec. 4 and 5.1) has one, after the fourth stage; OCRNet one, the soft regions; SeeThroughNet's
+    baselines with up-sampled logits four (Sec. 4.1).
+    """
+    heads = [cross_entropy(head, labels, ignore_index) for head in auxiliary]
+    return cross_entropy(logits, labels, ignore_index) + _AUXILIARY * sum(heads)
+
+
+def spgnet_objective(
+    stages: Sequence[Tensor], labels: Tensor, ohem: bool = True, ignore_index: int = 255
+) -> Tensor:
+    """SPGNet, Sec. 3.4: the sum of the losses of all stages' predictions, the last one's like the others'.
+
+    `ohem`: hard examples at every stage (Sec. 4.4), or all pixels.
+    """
+    loss = ohem_cross_entropy if ohem else cross_entropy
+    return torch.stack([loss(logits, labels, ignore_index=ignore_index) for logits in stages]).sum()
+
+
+def class_probability_objective(
+    logits: Tensor,
+    heads: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    labels: Tensor,
+    auxiliary: Sequence[Tensor] = (),
+    weight: float = _AUXILIARY,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Class probabilities for any network's auxiliary heads, four in SeeThroughNet's Sec. 4.1: the network's
+    cross entropy, and the heads' KL losses.
+
+    The paper gives these networks no weights: 0.4 is what the same heads have with cross entropy, which the
+    KL loss takes the place of.
+
+    Args:
+        heads: logits of the auxiliary heads at their own resolution, as `class_probability_kl` takes them.
+        targets: class probabilities at the scale of each head.
+        auxiliary: logits at the labels' size that keep their cross entropy: OCRNet's soft regions.
+    """
+    return auxiliary_objective(logits, auxiliary, labels, ignore_index) + weight * _decoder(heads, targets)
+
+
+def seethroughnet_objective(
+    joint: Tensor,
+    half: Tensor,
+    full: Tensor,
+    heads: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    labels: Tensor,
+    auxiliary: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """SeeThroughNet, Eq. 7: RMI of the final prediction, KL losses in the decoder, and 0.05 times the cross
+    entropy of the two resolutions' own predictions.
+
+    Cross entropies are of each class against the rest, as in the two-scale network that Eq. 7 builds on:
+    `joint` is a mixture of `half` and `full`, and RMI takes it through a sigmoid.
+
+    Args:
+        joint, half, full: N x C x H x W logits: both resolutions, half resolution (interpolated), full.
+        heads: the decoder's coarse predictions, three at each resolution, at their own size.
+        targets: class probabilities of those sizes. With scales 4, 8, 16 the heads at full resolution take
+            those of (4, 8, 16) and the heads at half resolution those of (8, 16, 32).
+        auxiliary: where the OCR head has an auxiliary prediction of its own, its N x C x H x W logits from
+            both resolutions, with weight 0.4. Not in Eq. 7, but in the network that it builds on, whose
+            objective this is without `heads`.
+    """
+    loss = rmi_loss(joint, labels, ignore_index) + _decoder(heads, targets)
+    for logits in (half, full):
+        loss = loss + _PER_SCALE * binary_cross_entropy(logits, labels, ignore_index)
+    if auxiliary is not None:
+        loss = loss + _AUXILIARY * binary_cross_entropy(auxiliary, labels, ignore_index)
+    return loss
+
+
+def _decoder(heads: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor | float:
+    """Eq. 6."""
+    return sum(class_probability_kl(*pair) for pair in zip(heads, targets, strict=True))

@@ -48,7 +48,6 @@ def main(
         workers=workers,
         memory_budget=budget,
         precision=precision,
-        dense=predictor.dense,
     )
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     baseline = status("VmRSS")

@@ -34,7 +34,7 @@ def in_process(network, images, scores=False) -> dict[str, np.ndarray]:
     predictor = Predictor(network, torch.device("cpu"), "fp32")
     plans = {
         size: plan_image(
-            predictor.tree, size, workers=1, memory_budget=BUDGET, precision="fp32", dense=predictor.dense,
+            predictor.tree, size, workers=1, memory_budget=BUDGET, precision="fp32",
             scores=scores,
         )
         for size in {image.shape[:2] for image in images.values()}

@@ -251,17 +251,21 @@ def spoiled(root, tmp_path):
     write_png(spoiled / "labels/2/002.png", np.full((301, 407), 6, np.uint8))
     write_png(spoiled / "labels/3/003.png", np.zeros((10, 20), np.uint8))
     (spoiled / "images/0/004.png").unlink()
+    for kind in ("images", "labels"):  # a name that is not UTF-8
+        name = os.fsdecode(b"caf\xe9.png")
+        shutil.copy(spoiled / kind / "3/007.png", spoiled / kind / "3" / name)
     return spoiled
 
 
 def test_bad_files_are_left_out_and_named(undisturbed, root, spoiled, tmp_path):
     out = tmp_path / "out"
     progress = run(spoiled, out)
-    assert (progress.maps, progress.done) == (95, 91)
+    assert (progress.maps, progress.done) == (96, 91)
     reasons = {
         "labels/0/000.png": "cut short or damaged",
         "labels/1/001.png": "empty file",
         "labels/2/002.png": r"label ids \[6\] don't belong to folder",
+        "labels/3/caf\udce9.png": "its name is not UTF-8",
         "labels/3/003.png": "20x10 pixels, but its image images/3/003.png has 333x200",
     }
     assert progress.failures.keys() == reasons.keys()

@@ -56,7 +56,8 @@ def test_a_picture_for_each_image_and_class(tmp_path, scenes, weights):
     assert result.exit_code == 0, result.output
     names = [f"street/{i}_{name}.png" for i in (0, 1) for name in ("pedestrian", "pole")]
     assert written(tmp_path) == names
-    explainer, ids = Explainer(network()), [CAMVID.classes.index(c) for c in ("pedestrian", "pole")]
+    explainer = Explainer(network(), "backbone.layer4")
+    ids = [CAMVID.classes.index(c) for c in ("pedestrian", "pole")]
     for i in (0, 1):
         image = read_image(scenes / f"street/{i}.png")
         for name, evidence in zip(("pedestrian", "pole"), explainer.explain(image, ids), strict=True):
@@ -112,7 +113,7 @@ def test_names_of_two_words(tmp_path, scenes):
         (("--classes", ""), "--classes: '' is no class of camvid"),
         (
             ("--classes", "pole", "--layer", "layer4"),
-            "--layer: no layer 'layer4' with features; there are backbone.layer1",
+            "--layer: no layer 'layer4' with features; there are backbone, backbone.layer1",
         ),
         (("--classes", "pole", "--dataset", "cityscapes"), "11 classes, but cityscapes has 19"),
     ],

@@ -123,8 +123,8 @@ def test_outputs_agree_with_each_other_and_with_one_process(cluster, weights, sc
     assert told["settings"]["precision"] == "fp32"
     assert told["settings"]["memory_budget"] == 200 << 20
     assert len(told["workers"]) == 2
-    assert sum(w["subtrees"] for w in told["workers"]) == told["subtrees"]["done"] >= 5
-    assert told["subtrees"]["run_again"] == 0
+    assert sum(w["grains"] for w in told["workers"]) == told["grains"]["done"] >= 5
+    assert told["grains"]["run_again"] == 0
     assert all(0 <= w["busy_share"] <= 1 and w["restarts"] == 0 for w in told["workers"])
     assert 0 < told["wall_seconds"] <= told["total_seconds"]
     assert told["tera_operations"] > 0
@@ -191,9 +191,7 @@ def test_bf16_weights_and_auto_settings(cluster, scenes, tmp_path):
     network, _ = load_network("fcn8s18", weights)
     predictor = Predictor(network, torch.device("cpu"), precision)
     image = read_image(scenes / "street/2.png")
-    plan = plan_image(
-        predictor.tree, (97, 61), workers=1, memory_budget=4 << 30, precision=precision, dense=False
-    )
+    plan = plan_image(predictor.tree, (97, 61), workers=1, memory_budget=4 << 30, precision=precision)
     assert read_labels(out / "2.png").tobytes() == predict_image(predictor, plan, image).tobytes()
 
 

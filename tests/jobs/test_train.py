@@ -85,7 +85,7 @@ def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
 def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, settings):
     settings = {"schedule": "poly", "steps": 5} | settings
     assert train(out="undisturbed", **settings).exit_code == 0
-    loss, calls = loop.segmentation_loss, []
+    loss, calls = loop.SegmentationLoss.forward, []
 
     def stop_in_the_fourth_step(*arguments):
         calls.append(None)
@@ -93,7 +93,7 @@ def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, mon
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(loop, "segmentation_loss", stop_in_the_fourth_step)
+    monkeypatch.setattr(loop.SegmentationLoss, "forward", stop_in_the_fourth_step)
     assert train(out="stopped", **settings).exit_code != 0
     assert not (tmp_path / "stopped/weights.safetensors").exists()
     calls.clear()
@@ -141,8 +141,8 @@ def test_the_loss_falls(train, tmp_path):
     def trained(steps):
         losses = []
         with pytest.MonkeyPatch.context() as patch:
-            loss = loop.segmentation_loss
-            patch.setattr(loop, "segmentation_loss", lambda *a: losses.append(loss(*a)) or losses[-1])
+            loss = loop.SegmentationLoss.forward
+            patch.setattr(loop.SegmentationLoss, "forward", lambda *a: losses.append(loss(*a)) or losses[-1])
             assert train(steps=steps, phases=[1, 1, 4, 4]).exit_code == 0
         return [float(value.detach()) for value in losses]
 
@@ -292,14 +292,14 @@ def test_a_foreign_checkpoint_is_one_line(train, tmp_path, content):
 
 def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
     """Though the loss is finite, as it is where a step ruins what only evaluation reads."""
-    loss = loop.segmentation_loss
+    loss = loop.SegmentationLoss.forward
 
-    def ruin(network, *arguments):
-        value = loss(network, *arguments)
-        next(b for n, b in network.named_buffers() if n.endswith("running_var")).data.fill_(math.inf)
+    def ruin(self, *arguments):
+        value = loss(self, *arguments)
+        next(b for n, b in self.network.named_buffers() if n.endswith("running_var")).data.fill_(math.inf)
         return value
 
-    monkeypatch.setattr(loop, "segmentation_loss", ruin)
+    monkeypatch.setattr(loop.SegmentationLoss, "forward", ruin)
     for steps in (1, 4):  # at the end, and at a checkpoint
         result = train(out=f"{steps}", steps=steps)
         assert result.exit_code == 2, result.output

@@ -10,7 +10,7 @@ from fullres.models.backbones.resnet import ResNet
 from fullres.models.ocrnet import OCRNet
 from fullres.models.pspnet import PSPNet
 from fullres.ops.class_probability import class_probability
-from fullres.ops.losses import auxiliary_objective, class_probability_objective
+from fullres.pipeline.train.objectives import auxiliary_objective, class_probability_objective
 from tests.models.base import image, settled
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from fullres.models.catalogue import parameter_count
 from fullres.models.ocrnet import gather_regions
 from fullres.models.seethrough import HEAD_SCALES, SeeThroughNet, attention_head, mix
 from fullres.ops.class_probability import class_probability_pyramid
-from fullres.ops.losses import seethroughnet_objective
+from fullres.pipeline.train.objectives import seethroughnet_objective
 from tests.models import base
 
 torch.set_num_threads(1)

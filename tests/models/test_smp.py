@@ -118,6 +118,16 @@ def loss(scores, target):
     return ((scores - target) ** 2).sum()
 
 
+def shrink(network, image, counts):
+    """The lattices that training draws, with batch norm as in evaluation."""
+    network.eval().training = True
+    network.phases = tuple(counts)
+    try:
+        return network(image).lattices
+    finally:
+        network.eval()
+
+
 def test_gradients_of_all_phases_are_those_of_the_dilated_network():
     network = narrow(18).double()
     image = torch.randn(1, 3, 35, 33, dtype=torch.float64)
@@ -126,11 +136,11 @@ def test_gradients_of_all_phases_are_those_of_the_dilated_network():
     expected = {name: p.grad.clone() for name, p in network.named_parameters()}
     network.zero_grad()
     every = [rows * columns for rows, columns in (level.window for level in network.full_resolution().levels)]
-    pieces = network.shrink(image, every)
+    pieces = shrink(network, image, every)
     assert len(pieces) == 1024
     for piece in pieces:
-        (y, x), (sy, sx) = piece.offsets[0], piece.stride
-        loss(piece.tensor, target[:, :, y::sy, x::sx]).backward(retain_graph=True)
+        (y, x), (sy, sx) = piece.offset, piece.stride
+        loss(piece.logits, target[:, :, y::sy, x::sx]).backward(retain_graph=True)
     for name, parameter in network.named_parameters():
         assert largest_difference(parameter.grad, expected[name]) < 1e-10, name
 
@@ -140,12 +150,12 @@ def test_shrink_returns_the_scores_at_its_lattices():
     images = torch.randn(2, 3, 61, 45, dtype=torch.float64)
     with torch.no_grad():
         whole = dilated(network, images)
-        pieces = network.shrink(images, [2, 1, 2, 3])
+        pieces = shrink(network, images, [2, 1, 2, 3])
         assert len(pieces) == 12
-        assert len({piece.offsets[0] for piece in pieces}) == 12
+        assert len({piece.offset for piece in pieces}) == 12
         for piece in pieces:
-            (y, x), (sy, sx) = piece.offsets[0], piece.stride
-            assert largest_difference(piece.tensor, whole[:, :, y::sy, x::sx]) < 1e-10
+            (y, x), (sy, sx) = piece.offset, piece.stride
+            assert largest_difference(piece.logits, whole[:, :, y::sy, x::sx]) < 1e-10
 
 
 def test_shrink_draws_by_torchs_seed():
@@ -154,7 +164,7 @@ def test_shrink_draws_by_torchs_seed():
     def offsets(seed):
         torch.manual_seed(seed)
         with torch.no_grad():
-            return [piece.offsets[0] for piece in network.shrink(image, [1, 1, 1, 1])]
+            return [piece.offset for piece in shrink(network, image, [1, 1, 1, 1])]
 
     drawn = [offsets(seed) for seed in range(8)]
     assert [offsets(seed) for seed in range(8)] == drawn
@@ -165,8 +175,8 @@ def test_phases_drawn_together_cover_every_pixel_once():
     network, image = narrow(18), torch.zeros(1, 3, 45, 37)
     hits = torch.zeros(45, 37)
     with torch.no_grad():
-        for piece in network.shrink(image, [16, 4, 4, 4]):
-            (y, x), (sy, sx) = piece.offsets[0], piece.stride
+        for piece in shrink(network, image, [16, 4, 4, 4]):
+            (y, x), (sy, sx) = piece.offset, piece.stride
             hits[y::sy, x::sx] += 1
     assert torch.equal(hits, torch.ones(45, 37))
 

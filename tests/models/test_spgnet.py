@@ -17,7 +17,7 @@ from fullres.models.spgnet import (
     Unguided,
     squeeze_excite,
 )
-from fullres.ops.losses import spgnet_objective
+from fullres.pipeline.train.objectives import spgnet_objective
 from tests.models import base
 from tests.networks import with_statistics
 

@@ -47,7 +47,6 @@ def test_macs_of_every_grain(name, size, budget, workers):
         workers=workers,
         memory_budget=budget * MIB,
         precision="fp32",
-        dense=predictor.dense,
     )
     image = random_image(*size)
     grains = plan.grains[:: max(1, len(plan.grains) // 40)]
@@ -57,7 +56,7 @@ def test_macs_of_every_grain(name, size, budget, workers):
 @pytest.mark.parametrize("name", ["smp18", "smp50", "fcn32s18"])
 def test_macs_with_a_trunk(name):
     predictor = Predictor(narrow(name), torch.device("cpu"), "fp32")
-    planned = {"workers": 3, "precision": "fp32", "dense": predictor.dense}
+    planned = {"workers": 3, "precision": "fp32"}
     plans = (
         plan_image(predictor.tree, (330, 600), memory_budget=budget, **planned)
         for budget in range(least_budget(predictor.tree, (330, 600), **planned), 100 * MIB, MIB // 4)

@@ -67,7 +67,7 @@ def test_plans_of_any_size_workers_and_budget(case):
     @settings(max_examples=examples, deadline=None)
     @given(sizes, st.integers(1, 300), st.integers(0, 3 * MIB), st.booleans(), st.integers(0, 99))
     def any_plan(size, workers, above, scores, seed):
-        planned = {"workers": workers, "precision": "fp32", "dense": predictor.dense, "scores": scores}
+        planned = {"workers": workers, "precision": "fp32", "scores": scores}
         budget = least_budget(predictor.tree, size, **planned) + above
         plan = plan_image(predictor.tree, size, memory_budget=budget, **planned)
         check(network, predictor, shuffled(plan, seed), random_image(*size, seed), scores)
@@ -76,7 +76,7 @@ def test_plans_of_any_size_workers_and_budget(case):
 
 
 @st.composite
-def schedules(draw, tree, dense):
+def schedules(draw, tree):
     """Any trunk, tiles, fan-outs and strips, also those that no budget would lead to; grains cut at any
     level."""
     size = draw(sizes)
@@ -88,9 +88,9 @@ def schedules(draw, tree, dense):
         for level in tree.levels
     )
     strips = tuple(draw(st.sampled_from([1, 2, 3, 7])) for _ in tree.levels)
-    fanouts = fanouts if dense else (1,) * len(fanouts)
-    schedule = Schedule(size, "fp32", dense, trunk, tiles, fanouts, strips, 0)
-    level = draw(st.integers(-1, len(tree.levels) - 1)) if dense else -1
+    fanouts = fanouts if tree.every_phase else (1,) * len(fanouts)
+    schedule = Schedule(size, "fp32", tree.every_phase, trunk, tiles, fanouts, strips, 0)
+    level = draw(st.integers(-1, len(tree.levels) - 1)) if tree.every_phase else -1
     stride = tree.levels[level].stride if level >= 0 else (1, 1)
     nodes = [
         (t, phase)
@@ -106,7 +106,7 @@ def test_any_schedule(case):
     network, predictor, examples = case
 
     @settings(max_examples=examples, deadline=None)
-    @given(schedules(predictor.tree, predictor.dense), st.booleans(), st.integers(0, 99))
+    @given(schedules(predictor.tree), st.booleans(), st.integers(0, 99))
     def any_schedule(plan, scores, seed):
         check(network, predictor, plan, random_image(*plan.schedule.size, seed), scores)
 
@@ -118,7 +118,7 @@ def test_tight_budgets_on_an_image_of_several_tiles(name):
     network = make(name)
     predictor = Predictor(network, torch.device("cpu"), "fp32")
     image = random_image(330, 600)
-    planned = {"workers": 3, "precision": "fp32", "dense": predictor.dense}
+    planned = {"workers": 3, "precision": "fp32"}
     least = least_budget(predictor.tree, (330, 600), **planned)
     plans = [
         plan_image(predictor.tree, (330, 600), memory_budget=least + above, **planned)
@@ -147,14 +147,13 @@ def test_bytes_do_not_depend_on_workers_or_order(name, budget, precision):
             workers=workers,
             memory_budget=budget,
             precision=precision,
-            dense=predictor.dense,
         )
         if plan.grains in cuts:
             continue
         cuts.add(plan.grains)
         results.add(predict_image(predictor, shuffled(plan, workers), image, scores=True).tobytes())
     assert len(results) == 1
-    assert len(cuts) > 1 or not predictor.dense
+    assert len(cuts) > 1 or not predictor.tree.every_phase
 
 
 @pytest.mark.parametrize("name", ["smp18", "fcn8s18"])
@@ -162,9 +161,7 @@ def test_bf16_is_near(name):
     network = narrow(name, 1 / 8)
     predictor = Predictor(network, torch.device("cpu"), "bf16")
     image = random_image(70, 101)
-    plan = plan_image(
-        predictor.tree, (70, 101), workers=2, memory_budget=99 * MIB, precision="bf16", dense=predictor.dense
-    )
+    plan = plan_image(predictor.tree, (70, 101), workers=2, memory_budget=99 * MIB, precision="bf16")
     expected = scores_at_once(network, image)
     scores = predict_image(predictor, plan, image, scores=True)
     assert_same_scores(scores, expected, 0.1)

@@ -10,24 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullres.models.catalogue import build
+from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.geometry import Span
-from fullres.pipeline.predict.execute import tree_of
 from fullres.pipeline.predict.plan import Plan, plan_image
 from fullres.pipeline.predict.schedule import BudgetError, tile_grid
 from tests.networks import narrow, vgg
 from tests.pipeline.predict.budgets import fits, least_said
 
 MIB = 1 << 20
+
+
+def tree_of(network):
+    return inference_form(network.full_resolution())
+
+
 TREES = {name: tree_of(narrow(name)) for name in ("smp18", "smp101", "fcn32s18", "fcn8s18")} | {
     "vgg": tree_of(vgg())
 }
 
 
 def plan_of(name, size, workers=1, budget=4096 * MIB, precision="fp32", **more):
-    tree, dense = TREES[name]
-    return plan_image(
-        tree, size, workers=workers, memory_budget=budget, precision=precision, dense=dense, **more
-    )
+    tree = TREES[name]
+    return plan_image(tree, size, workers=workers, memory_budget=budget, precision=precision, **more)
 
 
 sides = st.one_of(st.integers(1, 97), st.integers(98, 1500))
@@ -45,7 +49,7 @@ def test_grains_cover_every_pixel_once(name, size, workers, budget):
     assert [grain.index for grain in plan.grains] == list(range(len(plan.grains)))
     hits = np.zeros(size, np.uint8)
     for grain in plan.grains:
-        stride = TREES[name][0].levels[grain.level].stride if grain.level >= 0 else (1, 1)
+        stride = TREES[name].levels[grain.level].stride if grain.level >= 0 else (1, 1)
         assert all(0 <= o < s for o, s in zip(grain.offset, stride, strict=True))
         (top, bottom), (left, right) = plan.schedule.tiles[grain.tile]
         hits[top + grain.offset[0] : bottom : stride[0], left + grain.offset[1] : right : stride[1]] += 1
@@ -73,8 +77,8 @@ def test_tile_grid_covers_the_image(size, side, stride):
 @pytest.mark.parametrize("size", [(97, 61), (700, 1100)])
 @pytest.mark.parametrize("scores", [False, True])
 def test_least_budget_said_works_and_less_does_not(name, size, scores):
-    tree, dense = TREES[name]
-    planned = {"workers": 1, "precision": "fp32", "dense": dense, "scores": scores}
+    tree = TREES[name]
+    planned = {"workers": 1, "precision": "fp32", "scores": scores}
     least = least_said(tree, size, **planned)
     assert fits(tree, size, least, **planned)
     assert not fits(tree, size, least - MIB, **planned)
@@ -141,7 +145,7 @@ def test_efficiency_is_work_over_the_time_of_all_workers():
 
 def test_16_64_and_256_workers_at_street_size():
     """64 subtrees repeat conv1 and layer1, 4 % more work in all; 256 repeat layer2 too, 35 % more."""
-    tree, _ = tree_of(build("smp18", 19))
+    tree = tree_of(build("smp18", 19))
     start = time.process_time()
     plans = [
         plan_image(tree, (1024, 2048), workers=workers, memory_budget=4096 * MIB, precision="bf16")
@@ -159,8 +163,8 @@ def test_16_64_and_256_workers_at_street_size():
 
 
 def test_fcn_is_one_grain_a_tile():
-    tree, dense = TREES["fcn32s18"]
-    least = least_said(tree, (700, 1100), workers=1, precision="fp32", dense=dense)
+    tree = TREES["fcn32s18"]
+    least = least_said(tree, (700, 1100), workers=1, precision="fp32")
     plan = plan_of("fcn32s18", (700, 1100), 64, least)
     assert len(plan.grains) == len(plan.schedule.tiles) > 1
     assert {grain.level for grain in plan.grains} == {-1}

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fullres.models.catalogue import CATALOGUE
 from fullres.models.parts import concatenate
 from fullres.pipeline.data.transforms import normalise
-from fullres.pipeline.review.explain import Explainer, LayerError, default_layer
+from fullres.pipeline.review.explain import Explainer, LayerError
 from tests.networks import CLASSES, narrow, random_image, scores_at_once
 
 torch.set_num_threads(1)
@@ -117,7 +118,7 @@ def test_the_formula_on_one_layer():
 def test_branches_count_as_one_feature_side_by_side():
     network, image = narrow("hrnet18"), random_image(64, 47)
     c, _ = commonest(network, image)
-    found = Explainer(network).explain(image, [c])[0]
+    found = Explainer(network, "backbone.stage4").explain(image, [c])[0]
     joined = concatenate(network.backbone(prepared(image)))[0]
     size = image.shape[:2]
     expected = plain(joined, lambda a: F.interpolate(network.last_layer(a), size, mode="bilinear"), c, size)
@@ -142,7 +143,7 @@ def test_smp_shows_its_own_scores_on_every_fourth_pixel(name):
     scores = scores_at_once(network, image)[:, ::4, ::4]
     c = int(np.bincount(scores.argmax(0).ravel()).argmax())
     evidence = scores[c] - network.classifier.bias[c].item()
-    found = Explainer(network).explain(image, [c])[0]
+    found = Explainer(network, "backbone.layer4").explain(image, [c])[0]
     np.testing.assert_allclose(found.map, stretched(evidence.clip(0), image.shape[:2]), atol=1e-4)
 
 
@@ -150,9 +151,9 @@ def test_smp_shows_its_own_scores_on_every_fourth_pixel(name):
 def test_equals_gradients_of_the_whole_network(name):
     """The textbook's way: gradients recorded everywhere, the last features taken out by a hook."""
     network, image = narrow(name), random_image(65, 49)
-    found = Explainer(network).explain(image, range(CLASSES))
+    found = Explainer(network, CATALOGUE[name].evidence).explain(image, range(CLASSES))
     kept = []
-    network.get_submodule(default_layer(network)).register_forward_hook(lambda *call: kept.append(call[2]))
+    network.get_submodule(CATALOGUE[name].evidence).register_forward_hook(lambda *call: kept.append(call[2]))
     logits = network(prepared(image))[0]
     (features,) = kept
     for c, (map_, pixels) in enumerate(found):
@@ -167,10 +168,10 @@ def test_equals_gradients_of_the_whole_network(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_maps_of_the_image(name):
     network, image = narrow(name), random_image(65, 97)
-    backbone = default_layer(network).rpartition(".")[0]
+    backbone = CATALOGUE[name].evidence.rpartition(".")[0]
     stages = [f"{backbone}.{child}" for child, _ in network.get_submodule(backbone).named_children()]
     lit = []
-    for layer in (None, stages[-3]):
+    for layer in (CATALOGUE[name].evidence, stages[-3]):
         for map_, pixels in Explainer(network, layer).explain(image, range(CLASSES)):
             assert map_.shape == (65, 97)
             assert map_.dtype == np.float32
@@ -195,10 +196,10 @@ def test_the_network_stays_as_it_was():
     network, image = narrow("fcn8s18"), random_image(40, 40)
     network.train()
     network.backbone.layer1.eval()
-    network(prepared(image)).sum().backward()
+    network(prepared(image)).lattices[0].logits.sum().backward()
     network.classifier8.requires_grad_(False)
     before, grads = deepcopy(network), [p.grad.clone() for p in network.parameters()]
-    Explainer(network).explain(image, range(CLASSES))
+    Explainer(network, "backbone.layer4").explain(image, range(CLASSES))
     named = network.named_parameters()
     for (name, now), old, grad in zip(named, before.parameters(), grads, strict=True):
         assert torch.equal(now, old), name
@@ -213,13 +214,13 @@ def test_the_network_stays_as_it_was():
     ("name", "layer", "known"),
     [
         ("smp18", "backbone.layer5", "backbone.layer3, backbone.layer4, and"),
-        ("pspnet50", "auxiliary", "backbone.layer4, ppm, cls, and"),
+        ("pspnet50", "auxiliary", "backbone.layer4, ppm, ppm.features.0,"),
         (
             "deeplabv3plus-mobilenet",
             "backbone.features",
             "backbone.features.17, aspp,",
         ),  # a list that never runs
-        ("unet", "body.down", "body.down.3, body.down.4, and"),
+        ("unet", "body.down", "body.down.3, body.down.4, body.up.0,"),
     ],
 )
 def test_a_layer_that_gives_no_features(name, layer, known):

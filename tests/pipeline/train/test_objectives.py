@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fullres.models.catalogue import CATALOGUE
 from fullres.ops.rmi import rmi_loss
 from fullres.pipeline.train.network import ModelConfig, starting_network
-from fullres.pipeline.train.steps import segmentation_loss
+from fullres.pipeline.train.objectives import SegmentationLoss
 from tests.models.base import image
 
 torch.set_num_threads(1)
@@ -30,7 +30,7 @@ def labels_of(count=2):
 def loss_and_output(network, images, labels):
     """Of the same dropout."""
     torch.manual_seed(1)
-    loss = segmentation_loss(network, images, labels)
+    loss = SegmentationLoss(network)(images, labels)
     torch.manual_seed(1)
     return loss, network(images)
 
@@ -70,8 +70,7 @@ def against_the_rest(logits, labels):
 def test_cross_entropy(name):
     network, images, labels = network_of(name), image(2, SIZE), labels_of()
     loss, output = loss_and_output(network, images, labels)
-    logits = output if name == "hrnet18" else output.logits
-    torch.testing.assert_close(loss, cross_entropy(logits, labels))
+    torch.testing.assert_close(loss, cross_entropy(output.logits, labels))
 
 
 @pytest.mark.parametrize(
@@ -139,19 +138,23 @@ def test_two_resolutions():
 
 def test_all_phases_of_smp_are_every_pixel():
     network, images, labels = network_of("smp18").eval(), image(2, (9, 14)), labels_of()[:, :9, :14]
-    loss = segmentation_loss(network, images, labels, phases=(16, 4, 4, 4))
-    torch.testing.assert_close(loss, cross_entropy(network(images), labels))
+    logits = network(images)
+    network.phases = (16, 4, 4, 4)
+    network.training = True  # it alone: batch norm as in evaluation
+    torch.testing.assert_close(SegmentationLoss(network)(images, labels), cross_entropy(logits, labels))
 
 
 @pytest.mark.parametrize("name", ["fcn32s18", "fcn8s18"])
 def test_fcn_at_every_pixel_or_on_a_lattice(name):
     network, images, labels = network_of(name).eval(), image(2, SIZE), labels_of()
     logits = network(images)
-    torch.testing.assert_close(segmentation_loss(network, images, labels), cross_entropy(logits, labels))
+    network.training = True  # it alone: batch norm as in evaluation
+    torch.testing.assert_close(SegmentationLoss(network)(images, labels), cross_entropy(logits, labels))
     lattices = [
         cross_entropy(logits[..., y::2, x::2], labels[..., y::2, x::2]) for y in (0, 1) for x in (0, 1)
     ]
-    drawn = [segmentation_loss(network, images, labels, loss_stride=2) for _ in range(32)]
+    network.loss_stride = 2
+    drawn = [SegmentationLoss(network)(images, labels) for _ in range(32)]
     found = [[bool((a - b).abs() < 1e-5) for b in lattices] for a in drawn]
     assert all(any(row) for row in found)
     assert all(any(column) for column in zip(*found, strict=True))
@@ -167,10 +170,17 @@ FAMILIES = (
 def test_nothing_labelled_is_no_loss(name):
     """But where the ignored share is predicted too, as by SeeThroughNet."""
     network = network_of(name)
-    loss = segmentation_loss(network, image(2, SIZE), torch.full((2, *SIZE), 255))
+    loss = SegmentationLoss(network)(image(2, SIZE), torch.full((2, *SIZE), 255))
     loss.backward()
     assert loss == 0
     assert [n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()] == []
+
+
+def test_shrinking_is_traced_under_autocast():
+    """The first step of a training in bf16 makes the tree."""
+    network, images, labels = network_of("smp18"), image(2, SIZE), labels_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert SegmentationLoss(network)(images, labels).isfinite()
 
 
 @pytest.mark.slow
@@ -180,11 +190,11 @@ def test_every_network_takes_a_step(name):
     layers multiply on features of 3 x 3."""
     network, images, labels = network_of(name), image(2, SIZE), labels_of()
     torch.manual_seed(1)
-    loss = segmentation_loss(network, images, labels)
+    loss = SegmentationLoss(network)(images, labels)
     loss.backward()
     untouched = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert untouched == []
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = segmentation_loss(network, images, labels)
+        rounded = SegmentationLoss(network)(images, labels)
     torch.testing.assert_close(rounded, loss, rtol=0.25, atol=0.05)
