@@ -3,14 +3,25 @@
 import logging
 import os
 import socket
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from unittest.mock import patch
 
 import ray
 
+from fullres.cluster.memory import available_bytes
 from fullres.ops.errors import FullresError
 
-_STORE = 2 << 30  # bytes of a local cluster's object store
+_STORE = 2 << 30  # bytes of a local cluster's object store, at most
+_LEAST_STORE = 80 << 20  # Ray takes no less
+_NODE_DIED = (
+    "Ray's node on this machine has died (killed, or out of memory): what is written stays, and the same "
+    "command goes on from there"
+)
+_LONGEST_FOLDER = 40  # characters: paths of sockets have 107 in all
 
 
 class ClusterError(FullresError):
@@ -36,18 +47,64 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
             if address is None and not inside_job:
                 ray.init(
                     address="local", num_cpus=max(cpus or 0, os.cpu_count() or 1), include_dashboard=False,
-                    log_to_driver=False, logging_level=logging.ERROR, object_store_memory=_STORE,
+                    log_to_driver=False, logging_level=logging.ERROR, object_store_memory=_store_bytes(),
+                    _temp_dir=_short_folder(),
                 )  # fmt: skip
             else:
                 _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
                 ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS")
-        raise ClusterError(f"no Ray cluster at '{where}' ({first_line(error)})") from error
+        what = f"no Ray cluster at '{where}'" if where else "no Ray cluster could be started here"
+        raise ClusterError(f"{what} ({first_line(error)})") from error
+    ended = threading.Event()
+    own = ray.get_runtime_context().get_node_id()
+    node = next(n for n in ray.nodes() if n["NodeID"] == own)
+    at = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    threading.Thread(target=_watch_node, args=(at, ended), daemon=True).start()
     try:
-        yield
+        with _without_pushed_logs():
+            yield
     finally:
+        ended.set()
         ray.shutdown()
+
+
+@contextmanager
+def _without_pushed_logs() -> Iterator[None]:
+    """Ray prints pages of a dead node's logs on standard output, and has no option against it."""
+    name = "print_to_stdstream"
+    if hasattr(ray._private.worker, name):
+        with patch.object(ray._private.worker, name, lambda *arguments, **named: None):
+            yield
+    else:
+        yield
+
+
+def _store_bytes() -> int:
+    """For images and results on their way: a quarter of the memory that is free, where that is little."""
+    return max(_LEAST_STORE, min(_STORE, available_bytes() // 4))
+
+
+def _short_folder() -> str | None:
+    """Ray puts its sockets below TMPDIR, and paths of sockets are short: another folder where it is long."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return None if len(folder) <= _LONGEST_FOLDER else "/tmp/ray"
+
+
+def _watch_node(at: tuple[str, int], ended: threading.Event) -> None:
+    """End this process with one line when Ray's node on this machine, which listens there, has died: Ray
+    would end it too, a second later and with pages of logs."""
+    while not ended.wait(0.25):
+        try:
+            socket.create_connection(at, timeout=5).close()
+        except ConnectionRefusedError:
+            if not ended.wait(0.1):
+                sys.stderr.write(f"\nerror: {_NODE_DIED}\n")
+                sys.stderr.flush()
+                os._exit(1)
+        except OSError:
+            continue  # too busy to answer
 
 
 def first_line(error: BaseException) -> str:

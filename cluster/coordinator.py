@@ -24,7 +24,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 from fullres.cluster.connection import first_line
 from fullres.cluster.memory import release_store
 from fullres.cluster.stream import Options, Status, Task, WorkerState
-from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker
+from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker, waiting_for
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import ImageError, naming
@@ -40,6 +40,7 @@ _ATTEMPTS = 10
 _RELEASED = 64 << 20
 _RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked again
 _CLUSTER_POLL = 5.0  # seconds between looks for new nodes
+_PATIENCE = 20.0  # seconds without a worker until that is said
 
 
 class WorkersLost(FullresError, RuntimeError):
@@ -295,21 +296,36 @@ class Coordinator:
             self._count_loss(worker)
             self.restarting.append((time.monotonic() + _RESTART_POLL, worker))
         except RayActorError as error:
-            self.status.workers.remove(worker)
-            if not self.status.workers:
-                raise WorkersLost(f"no worker could be started: {error}") from error
+            self._leave_out(worker, "no worker could be started", error)
         except RayTaskError as error:
-            raise WorkersLost(f"a worker cannot load the network: {error.cause}") from error
+            self._leave_out(worker, "no worker can load the network", error.cause)
+
+    def _leave_out(self, worker: WorkerState, what: str, error: BaseException) -> None:
+        """Another node may lack a library, or memory: the rest goes on without it while there is one."""
+        ray.kill(worker.handle)
+        self.status.workers.remove(worker)
+        self.status.left_out[worker.name] = first_line(error)
+        if not self.status.workers:
+            raise WorkersLost(f"{what}: {first_line(error)}") from error
 
     def _watch(self) -> None:
         """Ask again for workers that restart; add workers for nodes that have joined."""
         while self.restarting and self.restarting[0][0] < time.monotonic():
             self._ping(self.restarting.popleft()[1])
+        self._watch_for_places()
         if self.options.workers is not None or time.monotonic() - self.polled < _CLUSTER_POLL:
             return
         self.polled = time.monotonic()
-        for _ in range(places(self.options.device) - len(self.status.workers)):
+        taken = len(self.status.workers) + len(self.status.left_out)
+        for _ in range(places(self.options.device) - taken):
             self._add_worker()
+
+    def _watch_for_places(self) -> None:
+        """Ray lets actors wait for nodes to join, for ever: say what they wait for."""
+        if any(w.started for w in self.status.workers):
+            self.status.waiting = ""
+        elif not self.status.waiting and time.monotonic() - self.status.begun > _PATIENCE:
+            self.status.waiting = waiting_for(len(self.status.workers), self.options.device)
 
     def _fail(self, task: Task, reason: str) -> None:
         if self.options.strict:

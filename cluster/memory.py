@@ -10,6 +10,7 @@ keep what it frees instead.
 import ctypes
 import mmap
 import platform
+from pathlib import Path
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -54,6 +55,19 @@ def _store_mappings() -> list[tuple[int, int]]:
         fields = [line.split() for line in maps if "/plasma" in line]
     spans = [field[0].split("-") for field in fields if field[1].endswith("s")]
     return [(int(begin, 16), int(end, 16)) for begin, end in spans]
+
+
+def available_bytes() -> int:
+    """Memory that new processes can have: what the machine has free, or what the container's limit leaves."""
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if not limit.exists() or not (most := limit.read_text().strip()).isdecimal():
+        return free
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])  # a cache gives way
+    return min(free, int(most) - used)
 
 
 def resident_bytes() -> int:

@@ -61,6 +61,8 @@ class Status:
     bytes_back: int = 0
     image_bytes: int = 0
     workers: list[WorkerState] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)  # workers that can't take part, and why
+    waiting: str = ""  # why no worker is there yet, where that takes long
     begun: float = field(default_factory=time.monotonic)
     first_grain: float | None = None
     elapsed: float = 0.0

@@ -121,6 +121,16 @@ def places(device: Device) -> int:
     return int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
 
 
+def waiting_for(workers: int, device: Device) -> str:
+    """What is asked for and what is there, where no worker has found a place."""
+    kind = "GPU" if device == "cuda" else "CPU"
+    there, free = (
+        int(resources.get(kind, 0)) for resources in (ray.cluster_resources(), ray.available_resources())
+    )
+    asked = f"{workers} wait for a {kind} each"
+    return f"no worker has a place yet: {asked}, the cluster has {there}, {free} free"
+
+
 def start_worker(precision: Precision, device: Device, memory_budget: int) -> Any:
     """An actor handle. Ray restarts the process when it dies, on another node if it must; whoever waits for a
     grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network

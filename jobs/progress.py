@@ -34,6 +34,8 @@ def display(status: Status) -> Table:
 def line(status: Status) -> str:
     """Images, grains and the time that is left."""
     ended = status.done + len(status.failures)
+    if status.waiting:
+        return f"images {ended}/{status.images}  {status.waiting}"
     left = "estimating time left"
     if status.first_grain is not None and status.grains_done:
         # images not read yet are taken to be like those that were
@@ -79,12 +81,15 @@ def summarise(status: Status, settings: dict[str, Any], skipped: int) -> dict[st
             }
             for w in status.workers
         ],
+        "workers_left_out": status.left_out,
         "total_seconds": round(working, 3),
     }
 
 
 def say(status: Status, summary: dict[str, Any], out: Path) -> None:
     """The images left out, and the last line."""
+    for worker, reason in status.left_out.items():
+        complain("without", f"worker {worker}: {reason}")
     for path, reason in status.failures.items():
         complain("failed", naming(path, reason))
     done, failed, before = (summary["images"][k] for k in ("done", "failed", "already_done"))

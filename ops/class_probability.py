@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from fullres.ops.jit import jit
 
 Ignore = Literal["channel", "renormalise"]
 
@@ -126,7 +127,7 @@ def class_probability_tensor(
 #     cells. Those of the others are added only where the coarser cell is mixed too.
 
 
-@njit(cache=True)
+@jit()
 def _pool(labels, channel, scales, steps, flags, words, shares, kinds, counts):
     """Fill `shares`, which is zero. Returns -1, or a label without a channel.
 
@@ -159,7 +160,7 @@ def _pool(labels, channel, scales, steps, flags, words, shares, kinds, counts):
     return -1
 
 
-@njit(cache=True)
+@jit()
 def _flag_changes(strip, inside, flags):
     """Set `flags` where the cell changes below the strip's first row, or to the right in that row.
 
@@ -176,7 +177,7 @@ def _flag_changes(strip, inside, flags):
             flags[x] |= first[x] ^ row[x]
 
 
-@njit(cache=True)
+@jit()
 def _finest(i, strip, fine, words, channel, step, shares, kinds, counts, seen, pixels):
     """Row `i` of the finest cells. `seen` and `pixels` are scratch memory, `pixels` zero before and after."""
     channels = len(shares)
@@ -218,7 +219,7 @@ def _finest(i, strip, fine, words, channel, step, shares, kinds, counts, seen, p
     return -1
 
 
-@njit(cache=True)
+@jit()
 def _coarser(i, height, width, below, children, count, step, shares, kinds, counts):
     """Row `i` of coarser cells, from the `children`'s kinds and the `count` of their mixed pixels, which is
     cleared; `below` is the children's scale."""

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
+
+from fullres.ops.jit import jit
 
 # Of the in-circle determinant over the squared diagonals: below it, four points are on one circle.
 _COCIRCULAR = 1e-9
@@ -35,7 +36,7 @@ _COCIRCULAR = 1e-9
 # Pixels whose scores `interpolate_tensor_labels` holds at a time.
 _AT_ONCE = 1 << 17
 
-_jit = njit(cache=True, error_model="numpy")  # numpy's: no test for zero at every division
+_jit = jit(error_model="numpy")  # numpy's: no test for zero at every division
 
 
 def interpolate_scores(scores: np.ndarray, phi: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -20,10 +20,10 @@ from math import gcd
 from typing import Literal
 
 import numpy as np
-from numba import njit
 from scipy.ndimage import distance_transform_edt
 
 from fullres.ops.boundary import counted_classes
+from fullres.ops.jit import jit
 
 Metric = Literal["pixels", "unit"]
 
@@ -115,7 +115,7 @@ def _steps(shape: tuple[int, ...], metric: Metric) -> tuple[int, int]:
     raise ValueError(f"metric is {metric!r}: 'pixels' or 'unit'")
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _sweep(labels, ignored, counted, targeted, rows):
     """Boundary rows about each grid row: above[k, c], the last one of column c up to rows[k], or -_FAR; and
     below[k, c], the first one from rows[k] on but before the next grid row, or _FAR.
@@ -156,7 +156,7 @@ def _sweep(labels, ignored, counted, targeted, rows):
     return above, below
 
 
-@njit(cache=True, nogil=True, inline="always")  # a call for each row would cost a third of it
+@jit(nogil=True, inline="always")  # a call for each row would cost a third of it
 def _mark_edges(here, up, down, ignored, edge):
     """edge[c] isn't 0 where pixel c of a row differs from any neighbour and isn't ignored. At the image's
     margin `up` or `down` is the row itself."""
@@ -171,7 +171,7 @@ def _mark_edges(here, up, down, ignored, edge):
         edge[c] = differs if pixel != ignored else 0
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _note_row(row, edges, last, first):
     """Where a block of a row has boundary pixels: it is the columns' last boundary row so far, and their
     first one if they have none yet."""
@@ -181,7 +181,7 @@ def _note_row(row, edges, last, first):
         first[c] = min(first[c], row if is_edge else _FAR)
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _search(above, below, rows, columns, down, right):
     """The nearest boundary pixel of every grid point, h x w x 2 int32, from `_sweep`'s two answers.
     `down` and `right` are the squares of a step."""
@@ -204,7 +204,7 @@ def _search(above, below, rows, columns, down, right):
     return nearest
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _nearest_in_columns(row, above, below, first, site, vertical, down):
     """Of each column the boundary row nearest to `row`, the upper one of two. `first` is the first boundary
     row from the next grid row on, and then from this one on."""
@@ -216,7 +216,7 @@ def _nearest_in_columns(row, above, below, first, site, vertical, down):
         vertical[c] = down * rows * rows if rows < _FAR // 2 else _NEVER
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _nearest_column(column, vertical, least, horizontal):
     """The leftmost column of least vertical + horizontal. `least` bounds a block from below: most blocks that
     are near enough are passed over all the same."""
@@ -245,7 +245,7 @@ def _nearest_column(column, vertical, least, horizontal):
     return c
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _least_of_block(block, column, vertical, horizontal):
     down = vertical[block * _BLOCK : (block + 1) * _BLOCK]
     start = vertical.size + block * _BLOCK - column

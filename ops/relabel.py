@@ -2,7 +2,8 @@
 the look-ups, and of its 128 KiB a label map touches only what its few classes need."""
 
 import numpy as np
-from numba import njit
+
+from fullres.ops.jit import jit
 
 
 def pair_table(table: np.ndarray) -> np.ndarray:
@@ -23,7 +24,7 @@ def relabel(labels: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return changed.reshape(labels.shape)
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _look_up(labels, pairs, changed):
     for i in range(labels.size):
         changed[i] = pairs[labels[i]]

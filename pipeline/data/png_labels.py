@@ -9,8 +9,8 @@ import struct
 import zlib
 
 import numpy as np
-from numba import njit
 
+from fullres.ops.jit import jit
 from fullres.pipeline.data.image_headers import png_chunks
 
 _GREY, _PALETTE = 0, 3
@@ -42,7 +42,7 @@ def decode_indices(data: bytes) -> np.ndarray | None:
     return labels if known else None
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _unfilter(filtered, pixels):
     """Undo the filter of each row, which its first byte names. False where there is no such filter."""
     height, width = pixels.shape
@@ -75,7 +75,7 @@ def _unfilter(filtered, pixels):
     return True
 
 
-@njit(cache=True, nogil=True, inline="always")
+@jit(nogil=True, inline="always")
 def _paeth(left, up, corner):
     """Which of the three is nearest to left + up - corner; of equals the first."""
     if left == corner:

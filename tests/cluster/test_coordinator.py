@@ -210,3 +210,58 @@ def test_image_that_no_plan_fits(network):
     assert results.keys() == {"00.png"}
     assert list(status.failures) == ["large.png"]
     assert status.failures["large.png"].startswith(f"memory budget is {small // MIB} MiB: at least")
+
+
+class LacksALibrary(SplitMerge):
+    """Cannot be loaded by the first `failing` workers: each takes one of as many files."""
+
+    def __init__(self, network, folder, failing):
+        super().__init__(network)
+        self.folder, self.failing = folder, failing
+
+    def predictor(self, device, precision):
+        for number in range(self.failing):
+            try:
+                os.close(os.open(f"{self.folder}/{number}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                continue
+            raise ImportError("no library here\nand a second line")
+        return super().predictor(device, precision)
+
+
+def test_a_worker_that_cannot_load_while_others_can(network, tmp_path):
+    images = images_of([(64, 96)] * 4)
+    running = Coordinator(LacksALibrary(network, tmp_path, 1), options(3))
+    try:
+        assert_same_bytes(run(running, images), in_process(network, images))
+        assert list(running.status.left_out.values()) == ["no library here"]
+        assert len(running.status.workers) == 2
+    finally:
+        running.close()
+
+
+def test_no_worker_can_load(network, tmp_path):
+    running = Coordinator(LacksALibrary(network, tmp_path, 2), options(2))
+    with pytest.raises(coordinator.WorkersLost, match=r"no worker can load the network: no library here$"):
+        run(running, images_of([(64, 96)]))
+    assert len(running.status.left_out) == 2
+
+
+class Waits(Exception):
+    pass
+
+
+def test_workers_without_a_place_say_what_they_wait_for(network, monkeypatch):
+    def stop(status):
+        if status.waiting:
+            raise Waits(status.waiting)
+
+    monkeypatch.setattr(coordinator, "_PATIENCE", 0.0)
+    running = Coordinator(SplitMerge(network), options(2, device="cuda"))
+    try:
+        with pytest.raises(
+            Waits, match=r"^no worker has a place yet: 2 wait for a GPU each, the cluster has 0"
+        ):
+            run(running, images_of([(64, 96)]), stop)
+    finally:
+        running.close()
