@@ -26,6 +26,7 @@ from fullres.pipeline.data.image_headers import (
     png_is_sound,
     tiff_orientation,
 )
+from fullres.pipeline.data.jpeg import jpeg_damage
 from fullres.pipeline.data.png_labels import decode_indices
 from fullres.pipeline.data.tiff import TiffError, tiff_image, tiff_labels
 
@@ -274,6 +275,8 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
     if kind is None:
         raise ImageError(f"{path}: not an image; PNG, JPEG, TIFF, BMP and WebP are read")
     check_header(path, data)
+    if kind == "JPEG" and (damage := jpeg_damage(data)) is not None:
+        raise ImageError(f"{path}: JPEG file of {len(data)} bytes is cut short or damaged ({damage})")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # the one assertion a well-formed header can meet is OpenCV's size limit

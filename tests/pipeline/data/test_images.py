@@ -250,9 +250,8 @@ def test_files_cut_short(save, kind):
         path = save("x", whole[:length])
         with pytest.raises(ImageError) as caught:
             read_image(path)
-        assert (
-            str(caught.value) == f"{path}: {kind.split()[-1]} file of {length} bytes is cut short or damaged"
-        )
+        said = f"{path}: {kind.split()[-1]} file of {length} bytes is cut short or damaged"
+        assert str(caught.value).partition(" (")[0] == said
 
 
 def test_a_damaged_png(save):
