@@ -12,5 +12,7 @@ def jpeg_damage(data: bytes) -> str | None:
     try:
         simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
+        if "subsampling" in str(error):  # a rare one, or a damaged header: OpenCV refuses the latter
+            return None
         return str(error).rpartition("(): ")[2]  # behind the name of a function
     return None
