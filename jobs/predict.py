@@ -151,7 +151,8 @@ def predict(
         read = _reader(engine.normalisation.channels, chosen_bands)
         found, sources = _to_label(images, out), Sources(out)
         _check_names(found, [*kinds, *(f"attention_{name}" for name in attended)])
-        sizes = _sizes(found)
+        named = [(task.path, task.stem) for task in found]
+        sizes = _sizes(sources.pending(named))
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
@@ -176,7 +177,7 @@ def predict(
             if pool_crop is not None:
                 settings |= {"pool_crop": pool_crop}
             claim_folder(out, settings)
-            tasks = [Task(*image) for image in sources.resume([(task.path, task.stem) for task in found])]
+            tasks = [Task(*image) for image in sources.resume(named)]
             made_from = {task.stem: Source.of(task.path) for task in tasks if task.path.exists()}
             options = Options(chosen, budget, count, device, scores, strict)
 
@@ -258,17 +259,17 @@ def _check_names(tasks: list[Task], kinds: list[str]) -> None:
                 fail(f"{taken}: its class ids would have the name of {task.path}'s {kind}; rename one")
 
 
-def _sizes(tasks: list[Task]) -> dict[tuple[int, int], Path]:
+def _sizes(images: list[tuple[Path, Path]]) -> dict[tuple[int, int], Path]:
     """The sizes of all images whose headers can be read, with an image of each; others are reported when
     their turn comes, unless there are only such."""
     sizes: dict[tuple[int, int], Path] = {}
     problems = []
-    for task in tasks:
+    for path, _ in images:
         try:
-            sizes.setdefault(image_size(task.path), task.path)
+            sizes.setdefault(image_size(path), path)
         except ImageError as error:
             problems.append(error)
-    if not sizes:
+    if problems and not sizes:
         raise problems[0]
     return sizes
 

@@ -16,8 +16,12 @@ _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274  # TIFF tags
 _HAS_EXIF = 8  # flag of an extended WebP file
 
 
-def image_format(data: bytes) -> str | None:
+Data = bytes | memoryview
+
+
+def image_format(data: Data) -> str | None:
     """ "PNG", "JPEG", "TIFF", "BMP" or "WebP" by the file's first bytes; None for anything else."""
+    data = bytes(data[:12])
     if data.startswith(PNG_SIGNATURE):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -31,7 +35,7 @@ def image_format(data: bytes) -> str | None:
     return None
 
 
-def oriented_size(data: bytes) -> tuple[int, int] | None:
+def oriented_size(data: Data) -> tuple[int, int] | None:
     """(H, W) in pixels after orientation, from the file's first bytes; None where the header goes on behind
     them, or where only decoding tells."""
     parsers = {
@@ -49,7 +53,7 @@ def oriented_size(data: bytes) -> tuple[int, int] | None:
     return (width, height) if 5 <= orientation <= 8 else (height, width)
 
 
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def png_chunks(data: Data) -> Iterator[tuple[bytes, memoryview]]:
     """(type, content) of each chunk of a PNG file, in order, up to IEND or the end of `data`."""
     view, at = memoryview(data), len(PNG_SIGNATURE)
     while at + 8 <= len(data):
@@ -86,15 +90,15 @@ def png_from_chunks(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes
     return b"".join(parts)
 
 
-def _png_header(data: bytes) -> tuple[int, int, int] | None:
+def _png_header(data: Data) -> tuple[int, int, int] | None:
     width, height = struct.unpack_from(">II", data, 16)
-    chunks = dict(png_chunks(data))
+    chunks = dict(png_chunks(data))  # EXIF data may come behind the pixels
     if b"IDAT" not in chunks:
         return None
     return height, width, _exif_orientation(chunks.get(b"eXIf"))
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+def _jpeg_header(data: Data) -> tuple[int, int, int] | None:
     size = exif = None
     for marker, content in _jpeg_segments(data):
         if marker == 0xE1 and content[:6] == b"Exif\0\0" and exif is None:
@@ -104,7 +108,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     return (*size, _exif_orientation(exif)) if size else None
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
+def _jpeg_segments(data: Data) -> Iterator[tuple[int, memoryview]]:
     """(marker, content) of the segments before the first scan."""
     view, at = memoryview(data), 2
     while data[at] == 0xFF and data[at + 1] != 0xDA:
@@ -116,20 +120,20 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, memoryview]]:
         at += 2 + length
 
 
-def _tiff_header(data: bytes) -> tuple[int, int, int] | None:
+def _tiff_header(data: Data) -> tuple[int, int, int] | None:
     tags = _tiff_tags(memoryview(data))
     if _WIDTH not in tags or _HEIGHT not in tags:
         return None
     return tags[_HEIGHT], tags[_WIDTH], tags.get(_ORIENTATION, 1)
 
 
-def _bmp_header(data: bytes) -> tuple[int, int, int] | None:
+def _bmp_header(data: Data) -> tuple[int, int, int] | None:
     (length,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, 18)
     return abs(height), width, 1  # negative where the rows are stored from the top
 
 
-def _webp_header(data: bytes) -> tuple[int, int, int] | None:
+def _webp_header(data: Data) -> tuple[int, int, int] | None:
     """A lossy (VP8) or lossless (VP8L) picture, or an extended file; its EXIF data come behind the pixels."""
     chunks = dict(_riff_chunks(data))
     if b"VP8X" in chunks:
@@ -146,7 +150,7 @@ def _webp_header(data: bytes) -> tuple[int, int, int] | None:
     return height & 0x3FFF, width & 0x3FFF, 1  # the upper two bits ask for scaling, which nobody does
 
 
-def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def _riff_chunks(data: Data) -> Iterator[tuple[bytes, memoryview]]:
     view, at = memoryview(data), 12
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)

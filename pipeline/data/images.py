@@ -144,12 +144,21 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageError: missing, empty, not an image, of no pixels or of more than OpenCV decodes. A file cut
             short behind its header goes unnoticed.
     """
-    data = read_bytes(path)
-    size = oriented_size(data)
+    size = oriented_size(_mapped(path))
     if size is None:
-        return decode_image(data, path).shape[:2]
+        return read_image(path).shape[:2]
     _check_size(path, size)
     return size
+
+
+def _mapped(path: str | Path) -> memoryview:
+    """A file's content; only those pages are read that are looked at. Raises as `read_bytes` does."""
+    try:
+        if not Path(path).stat().st_size:
+            raise ImageError(f"{path}: empty file")
+        return memoryview(np.memmap(path, np.uint8, "r"))  # type: ignore[arg-type]
+    except OSError as error:
+        raise ImageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

@@ -49,12 +49,22 @@ class Sources:
                 ) from error
 
     def resume(self, images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-        """The images (file, name of the result without ending) that are to be labelled: those without a
-        result, and those that have changed since.
+        """`pending`, after which what is known of those is forgotten."""
+        todo, kept = self._split(images)
+        lines = (self._line(stem, source) for stem, source in kept.items())
+        write_bytes_atomically(self.file, b"".join(lines))
+        self.known, self.exists = kept, True
+        return todo
 
-        Raises OutputsError where a result is that of another image, or of one that nobody knows; then
-        nothing is changed.
+    def pending(self, images: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+        """The images (file, name of the result without ending) that are to be labelled: those without a
+        result, and those that have changed since. Their files aren't read.
+
+        Raises OutputsError where a result is that of another image, or of one that nobody knows.
         """
+        return self._split(images)[0]
+
+    def _split(self, images: list[tuple[Path, Path]]) -> tuple[list[tuple[Path, Path]], dict[str, Source]]:
         todo, kept = [], dict(self.known)
         for path, stem in images:
             before = kept.get(stem.as_posix())
@@ -78,10 +88,7 @@ class Sources:
             if now != before or not is_done(self.out, stem):
                 del kept[stem.as_posix()]
                 todo.append((path, stem))
-        lines = (self._line(stem, source) for stem, source in kept.items())
-        write_bytes_atomically(self.file, b"".join(lines))
-        self.known, self.exists = kept, True
-        return todo
+        return todo, kept
 
     def add(self, stem: Path, source: Source) -> None:
         """The result is whole, and of this image."""

@@ -326,3 +326,14 @@ def test_a_reason_names_its_path_once(path):
         assert naming(path, reason) == reason
     for reason in ("empty", f"No such file: '/root/.4c0{path}'", f"{path}.part is in the way", f"-{path}"):
         assert naming(path, reason) == f"{path}: {reason}"
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_a_size_is_known_without_the_rest_of_the_file(save, ending, monkeypatch):
+    """Of a file of some megabytes nothing is read as a whole."""
+    large = np.repeat(np.repeat(RGB, 20, 0), 20, 1)
+    path = save(f"x{ending}", encode(ending, large))
+    monkeypatch.setattr(
+        "fullres.pipeline.data.images.read_bytes", lambda path: pytest.fail("the file is read")
+    )
+    assert image_size(path) == large.shape[:2]

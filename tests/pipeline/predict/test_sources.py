@@ -117,3 +117,21 @@ def test_an_image_that_is_gone_is_not_done(done):
     out, images = done
     images[0][0].unlink()
     assert Sources(out).resume(images) == images[:1]
+
+
+def test_what_is_pending_is_known_without_reading_or_writing(tmp_path):
+    images = [(tmp_path / f"{name}.png", Path(name)) for name in "ab"]
+    for path, _ in images:
+        path.write_bytes(b"no image at all")
+    out = tmp_path / "out"
+    out.mkdir()
+    sources = Sources(out)
+    assert sources.pending(images) == images
+    assert not list(out.iterdir())
+    assert sources.resume(images) == images
+    (out / "a.png").write_bytes(b"a result")
+    sources.add(Path("a"), Source.of(images[0][0]))
+    again = Sources(out)
+    before = (out / "sources.jsonl").read_bytes()
+    assert again.pending(images) == images[1:]
+    assert (out / "sources.jsonl").read_bytes() == before
