@@ -1,6 +1,7 @@
 """Results belong to the images they were made from, whatever came between two runs."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
