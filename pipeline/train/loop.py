@@ -7,6 +7,7 @@ had not been, and the same configuration on the same machine ends with the same 
 import json
 import math
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def fit(
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(config, network)
     first = _resume(checkpoint, config, network, optimizer) if resumed else 0
-    config.out.mkdir(parents=True, exist_ok=True)  # or it would fail at the first checkpoint
+    _check_space(config, network, optimizer)
     bf16 = config.precision == "bf16"
     losses = []
     for step in range(first, config.steps):
@@ -210,6 +211,19 @@ def _identity(config: TrainingConfig) -> str:
     )
 
 
+def _check_space(config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make the folder. Raise OSError now where a checkpoint would not fit beside the last one."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    moments = {torch.optim.Adam: 2, torch.optim.SGD: 1}[type(optimizer)]
+    trained = sum(p.nbytes for p in network.parameters())
+    needed = trained * (1 + moments) + sum(b.nbytes for b in network.buffers())
+    free = shutil.disk_usage(config.out).free
+    if free < needed:
+        raise OSError(
+            f"{config.out}: a checkpoint takes {needed >> 20} MiB, the disk has {free >> 20} MiB free"
+        )
+
+
 def _save(
     path: Path, step: int, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
@@ -224,8 +238,13 @@ def _save(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's word for what the file refuses
+            raise OSError(
+                f"{path}: can't be written, the disk may be full; the last checkpoint stays"
+            ) from error
 
 
 def _resume(path: Path, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -239,6 +258,9 @@ def _resume(path: Path, config: TrainingConfig, network: nn.Module, optimizer: t
         raise ValueError(f"{path} is no checkpoint of a training; remove it to start afresh")
     if state["config"] != _identity(config):
         raise ValueError(f"{path} is of another configuration; give another `out` or remove it")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is of another network; remove it to start afresh") from error
     return state["step"]

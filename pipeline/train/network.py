@@ -10,7 +10,6 @@ from torch import nn
 
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.weights import WeightsError, load_backbone, start_from
 
 
@@ -112,9 +111,11 @@ def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> 
     with torch.device("meta"):
         network = build(config.name, 2, config.width).train()
         try:
-            # Shrink pooling leaves what strides leave.
-            strided = network.strided() if isinstance(network, HasFullResolution) else network
-            strided.train()(torch.empty(1, 3, *crop))
+            if "phases" in CATALOGUE[config.name].training_options:
+                # Shrink pooling leaves what strides leave, of the last phases the least.
+                network, stride = network.strided().train(), CATALOGUE[config.name].output_stride  # type: ignore[operator]
+                crop = (crop[0] // stride * stride, crop[1] // stride * stride)
+            network(torch.empty(1, 3, *crop))
         except ValueError as error:
             raise ValueError(
                 f"batch_size is 1: {config.name} has a batch norm with one value a channel at crop {crop}; "

@@ -1,5 +1,6 @@
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -305,3 +306,58 @@ def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
         assert result.exit_code == 2, result.output
         assert "running_var holds values that are no finite numbers" in result.stderr
         assert not [p for p in (tmp_path / f"{steps}").iterdir() if p.suffix in (".pt", ".safetensors")]
+
+
+def test_a_batch_of_one_whose_lattices_can_have_one_value(train, tmp_path):
+    """48 pixels have two elements at output stride 32 from the first phases, one from the others."""
+    result = train(batch_size=1, crop=[48, 63])
+    assert result.exit_code == 2
+    assert "batch_size is 1: smp18 has a batch norm with one value a channel at crop" in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert train(batch_size=1, crop=[48, 64], steps=1).exit_code == 0
+
+
+def one_line(result):
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.stderr.strip().endswith(line)
+    return line
+
+
+def test_a_disk_too_small_is_said_before_work(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(loop.SegmentationLoss, "forward", lambda *a: pytest.fail("it began"))
+    assert re.search(r"run: a checkpoint takes \d\.\d MiB, the disk has 1\.0 MiB free", one_line(train()))
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(train, tmp_path, monkeypatch):
+    def full(state, file):
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        line = one_line(train(steps=2, out="fresh"))
+    assert "fresh/checkpoint.pt: can't be written, the disk may be full; the last checkpoint stays" in line
+    assert [p.name for p in (tmp_path / "fresh").iterdir()] == []
+    save = torch.save
+
+    def full_at_the_second(*arguments):
+        calls.append(None)
+        (save if len(calls) < 2 else full)(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full_at_the_second)
+        one_line(train(steps=4, out="second"))
+    assert [p.name for p in (tmp_path / "second").iterdir()] == ["checkpoint.pt"]
+    assert train(steps=4, out="second").exit_code == 0
+
+
+def test_a_checkpoint_of_another_network_is_one_line(train, tmp_path):
+    assert train(steps=2).exit_code == 0
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    for part, key in (("network", "classifier.bias"), ("optimizer", "param_groups")):
+        other = {**state, part: {k: v for k, v in state[part].items() if k != key}}
+        torch.save(other, tmp_path / "run/checkpoint.pt")
+        assert "run/checkpoint.pt is of another network; remove it" in one_line(train(steps=2))
