@@ -327,7 +327,7 @@ def one_line(result):
 def test_a_disk_too_small_is_said_before_work(train, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     monkeypatch.setattr(loop.SegmentationLoss, "forward", lambda *a: pytest.fail("it began"))
-    assert re.search(r"run: a checkpoint takes \d\.\d MiB, the disk has 1\.0 MiB free", one_line(train()))
+    assert re.search(r"run: a checkpoint takes \d+ MiB, the disk has 1 MiB free", one_line(train()))
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(train, tmp_path, monkeypatch):
