@@ -149,7 +149,7 @@ def _size(known: Dataset) -> str:
 
 
 def _sizes(check: Check) -> str:
-    sizes = [f"{height}x{width}" for height, width in check.sizes]
+    sizes = [f"{width}x{height}" for height, width in check.sizes]
     return sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes"
 
 
@@ -185,7 +185,7 @@ def _report(known: Dataset, root: str, checks: dict[str, Check]) -> dict[str, An
             name: {
                 "frames": check.frames,
                 "problems": check.problems,
-                "sizes": {f"{h}x{w}": count for (h, w), count in check.sizes.most_common()},
+                "sizes": {f"{w}x{h}": count for (h, w), count in check.sizes.most_common()},
                 "pixels": dict(zip(known.classes, check.pixels.tolist(), strict=True)),
                 "ignored": check.ignored,
             }

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.jobs.common import clear_errors, console, fail
-from fullres.pipeline.datasets import DATASETS, dataset
+from fullres.jobs.common import clear_errors, console, fail, known_dataset
+from fullres.pipeline.datasets import DATASETS
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.review.evaluate import Evaluation
 from fullres.pipeline.review.report import Prediction, write_report
 
@@ -19,26 +20,28 @@ def report(
     images: Annotated[Path, typer.Option(help="Folder of images.", exists=True)],
     labels: Annotated[Path, typer.Option(help="Folder of label files as the data set stores them.")],
     dataset_name: Annotated[
-        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}.")
+        str, typer.Option("--dataset", help=f"What the labels are: {', '.join(DATASETS)}, or folder.")
     ],
     pred: Annotated[
         list[str],
         typer.Option(metavar="NAME=DIR", help="A folder that `predict` wrote. Given again: a column more."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for index.html and its pictures.")],
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=MAX_CLASSES, help="How many classes a folder's label maps have.")
+    ] = None,
 ) -> None:
     """Write a page that shows each image, its truth and its predictions, and the table of scores."""
     predictions = [_prediction(text) for text in pred]
     if len({p.name for p in predictions}) < len(predictions):
         fail("--pred: two predictions of one name")
-    if dataset_name not in DATASETS:
-        fail(f"--dataset is '{dataset_name}': one of {', '.join(DATASETS)}")
+    known = known_dataset(dataset_name, classes)
     with clear_errors(), Progress(console=console, transient=True) as bar:
         task = bar.add_task("pictures")
         evaluations = write_report(
             images,
             labels,
-            dataset(dataset_name),
+            known,
             predictions,
             out,
             lambda done, total: bar.update(task, completed=done, total=total),

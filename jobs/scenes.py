@@ -21,7 +21,7 @@ def _write(out: Path, seed: int, height: int, width: int) -> None:
         for path in (image_path, label_path):
             if (size := image_size(path)) != (height, width):
                 raise ImageError(
-                    f"{path}: {size[0]}x{size[1]} pixels, not {height}x{width}: remove it or change --out"
+                    f"{path}: {size[1]}x{size[0]} pixels, not {width}x{height}: remove it or change --out"
                 )
         return
     cv2.setNumThreads(1)
@@ -50,4 +50,4 @@ def scenes(
                 job.result()
         finally:
             pool.shutdown(cancel_futures=True)  # of those behind an error
-    print(f"{count} scene{'s' * (count != 1)} of {height}x{width} in {out}")
+    print(f"{count} scene{'s' * (count != 1)} of {width}x{height} in {out}")

@@ -4,7 +4,8 @@
 - Keys and values are pooled to grids of 1, 3, 6 and 8 bins a side: 110 of them, whatever the
   image's size, for as many queries as pixels.
 - AFNB fuses two stages: layer4 asks, layer3 answers. APNB, behind a 3x3 to 512 channels, is self
-  attention; its queries and keys are one transform of the input, computed once.
+  attention; its queries and keys are one transform of the input, computed once: mmsegmentation computes it
+  twice, and so moves its batch norm's running statistics twice a step.
 - Query and key are 1x1 convolutions to 256 channels with batch norm and ReLU, values without; what attention
   yields goes through a 1x1 that starts as zero, is put beside the input and mixed by a last 1x1 (with batch
   norm; ReLU in APNB alone). Products are scaled by the root of the channels. All this as in the authors'

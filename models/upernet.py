@@ -8,7 +8,8 @@ segmentation.
 - 512 channels are mmsegmentation's (66.42M parameters with ResNet-50 and an auxiliary head) and those of the
   authors' larger network; the smaller has 256. Dropout 0.1 of whole channels is mmsegmentation's alone.
 - A pooled grid is reduced before it is interpolated, as in PSPNet and mmsegmentation. The authors interpolate
-  2048 channels first, which is many times the work and differs by where the ReLU is.
+  2048 channels first, which is many times the work and differs by where the ReLU is; batch norm in training
+  has the statistics of the small grids here, those of the interpolated ones there.
 """
 
 from torch import Tensor, nn

@@ -8,8 +8,9 @@
 - Before them, two 3x3 convolutions of stride 2 and four bottlenecks, 64 wide whatever C is.
 - Parameter names are those of the authors' HRNet-Semantic-Segmentation; in a network of this project they
   stand behind `backbone.` (see `models.weights`).
-- `align_corners` is how published weights differ: mmsegmentation's and NVIDIA's, and the authors' first, were
-  trained without it; the authors' later ones (with OCR) with it.
+- `align_corners` is how published weights differ: mmsegmentation's and NVIDIA's were trained without it. Of
+  the authors' own, HRNetV2's for Cityscapes, LIP and PASCAL-Context with 59 classes were too; those for
+  ADE20K and COCO-Stuff, and all with OCR, were trained with it.
 - The backbone starts as the authors' ImageNet network does, the head as in their segmentation code (normal,
   deviation 0.001).
 """

@@ -251,7 +251,7 @@ def read_bytes(path: str | Path) -> bytes:
 def _check_size(path: str | Path, size: tuple[int, int]) -> None:
     height, width = size
     if min(size) < 1:
-        raise ImageError(f"{path}: {height}x{width} pixels; its header is damaged")
+        raise ImageError(f"{path}: {width}x{height} pixels; its header is damaged")
     if height * width > _MOST_PIXELS and _LIMIT_VARIABLE not in os.environ:
         raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
 
@@ -297,7 +297,7 @@ def _decode(path: str | Path, data: bytes, flags: int) -> np.ndarray:
 
 def _too_large(path: str | Path, size: tuple[object, object], limit: str) -> str:
     return (
-        f"{path}: {size[0]}x{size[1]} pixels are more than OpenCV decodes"
+        f"{path}: {size[1]}x{size[0]} pixels are more than OpenCV decodes"
         f" ({limit}; set {_LIMIT_VARIABLE} before starting to raise it)"
     )
 

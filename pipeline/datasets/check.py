@@ -77,5 +77,5 @@ def _check(frame: Frame, dataset: Dataset) -> tuple[list[str], tuple[int, int] |
         return [*problems, str(error)], size, pixels
     if size and labels.shape != size:
         (h, w), (image_h, image_w) = labels.shape, size
-        problems.append(f"{frame.labels}: size {h}x{w} but {image_h}x{image_w} in {frame.image}")
+        problems.append(f"{frame.labels}: size {w}x{h} but {image_w}x{image_h} in {frame.image}")
     return problems, size, np.bincount(labels.ravel(), minlength=256)

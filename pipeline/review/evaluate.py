@@ -128,7 +128,7 @@ def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | 
     except (ImageError, ValueError) as error:
         return str(error)
     if prediction.shape != label.shape:
-        sizes = " but ".join(f"{height}x{width}" for height, width in (prediction.shape, label.shape))
+        sizes = " but ".join(f"{width}x{height}" for height, width in (prediction.shape, label.shape))
         return f"{pred_path}: size {sizes} in {label_path}"
     try:
         return metrics.confusion_matrix(prediction, label, len(dataset.classes), dataset.ignore_index)

@@ -36,7 +36,7 @@ def render_scene(seed: int, height: int = 1024, width: int = 2048) -> tuple[np.n
     trainIds 0..18. The same arguments give the same bytes. Raises ValueError if a side is less than 16.
     """
     if min(height, width) < 16:
-        raise ValueError(f"a scene needs at least 16 x 16 pixels, not {height} x {width}")
+        raise ValueError(f"a scene needs at least 16 x 16 pixels, not {width} x {height}")
     rng = np.random.default_rng(seed)
     canvas = Canvas(height, width, _camera(rng, height, width), _light(rng))
     plan = Street(rng)

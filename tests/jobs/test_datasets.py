@@ -88,7 +88,7 @@ def test_checks_the_splits_that_are_there(root):
         ["pole", "16.667", "16.667"],
         ["ignored pixels, of all", "25.000", "25.000"],
         ["frames", "1", "1"],
-        ["images' size", "2x4", "2x4"],
+        ["images' size", "4x2", "4x2"],
         ["problems", "0", "0"],
     ):
         assert row in table
@@ -102,7 +102,7 @@ def test_a_check_as_json(root):
     (split,) = report["splits"].values()
     assert split["frames"] == 1
     assert split["problems"] == []
-    assert split["sizes"] == {"2x4": 1}
+    assert split["sizes"] == {"4x2": 1}
     assert split["pixels"]["road"] == 2
     assert split["ignored"] == 2
 

@@ -34,7 +34,7 @@ def test_prints_scores_and_the_page(run, tmp_path):
     [
         (["one"], "scenes", "--pred is 'one': write NAME=DIR"),
         (["A=x", "A=y"], "scenes", "--pred: two predictions of one name"),
-        (["A=x"], "kitti", "--dataset is 'kitti': one of cityscapes, camvid"),
+        (["A=x"], "kitti", "--dataset: no data set 'kitti'; there are cityscapes"),
         (["A=nowhere"], "scenes", "nowhere: no such folder"),
     ],
 )

@@ -44,7 +44,7 @@ def test_scenes_of_another_size_are_not_taken_for_these(rendered):
     result = run("--out", rendered, "--count", 1, "--first-seed", 5, "--height", 48, "--width", 96)
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == (
-        f"error: {rendered}/images/scene_000005.png: 48x80 pixels, not 48x96: remove it or change --out"
+        f"error: {rendered}/images/scene_000005.png: 80x48 pixels, not 96x48: remove it or change --out"
     )
     assert "scenes of" not in result.stdout
 

@@ -55,7 +55,7 @@ def test_problems_of_each_kind_are_named(root):
         f"valannot/1.png: PNG file of {label.stat().st_size} bytes is cut short or damaged",
         "val/2.png: empty file",
         "valannot/3.png: label ids [12, 40] don't belong to camvid (0..11)",
-        f"valannot/4.png: size 1x3 but 2x2 in {root}/val/4.png",
+        f"valannot/4.png: size 3x1 but 2x2 in {root}/val/4.png",
         "val/7.png: no such file or directory",
         "valannot/7.png: No such file or directory",
     ]

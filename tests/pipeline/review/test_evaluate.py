@@ -93,7 +93,7 @@ def test_frames_that_cannot_be_scored_are_all_named(folders):
     assert caught.value.problems == [
         f"{pred}/a/1.png: prediction ids [19] don't belong: 0..18 do",
         f"{gt}/a/2.png: label ids [40] don't belong to scenes (0..18, 255)",
-        f"{pred}/b/1.png: size 20x31 but 20x30 in {gt}/b/1.png",
+        f"{pred}/b/1.png: size 31x20 but 30x20 in {gt}/b/1.png",
     ]
 
 

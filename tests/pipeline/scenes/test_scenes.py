@@ -54,7 +54,7 @@ def test_any_size(size):
 
 @pytest.mark.parametrize("size", [(15, 64), (64, 0)])
 def test_too_small_a_size_is_refused(size):
-    with pytest.raises(ValueError, match=f"16 x 16 pixels, not {size[0]} x {size[1]}"):
+    with pytest.raises(ValueError, match=f"16 x 16 pixels, not {size[1]} x {size[0]}"):
         render_scene(0, *size)
 
 
