@@ -35,13 +35,15 @@ demo: setup
 	  --out $(DEMO)
 
 # Two processes, a file of tests at a time, in the order of the rooms: those that start clusters come first.
-# torch takes one thread, or they would be in each other's way.
+# torch takes one thread, or they would be in each other's way; Ray's workers, which it starts with little
+# priority, wait no longer than the tests themselves.
+ALONE := OMP_NUM_THREADS=1 RAY_worker_niceness=0
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
+	$(ALONE) $(BIN)/python -m pytest $(TWO)
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(TWO)
+	$(ALONE) $(BIN)/python -m pytest -m slow $(TWO)
 
 # mypy and the import linter cannot follow folders installed under other names: they get a tree of links.
 lint: setup

@@ -231,8 +231,8 @@ def test_truncated_image_among_others(cluster, weights, damaged, tmp_path):
 def test_killed_and_started_again(cluster, weights, tmp_path):
     """The driver and its cluster die in the middle; the same command does the rest."""
     images = tmp_path / "images"
-    for i in range(16):
-        write_png(images / f"{i:02}.png", render_scene(i, 200, 320)[0])
+    for i in range(12):
+        write_png(images / f"{i:02}.png", render_scene(i, 128, 160)[0])
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     command = [
         sys.executable, "-m", "fullres.jobs.cli", "predict", images, "--weights", weights, "--workers", "2",
@@ -249,20 +249,20 @@ def test_killed_and_started_again(cluster, weights, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = finished(broken)
-    assert 3 <= len(done) < 16
+    assert 3 <= len(done) < 12
     assert not (broken / "summary.json").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
     subprocess.run([*command, broken], check=True, capture_output=True, timeout=300)
-    assert summary(broken)["images"] == {"done": 16 - len(done), "already_done": len(done), "failed": 0}
+    assert summary(broken)["images"] == {"done": 12 - len(done), "already_done": len(done), "failed": 0}
     assert {path: path.stat().st_mtime_ns for path in done} == times
     undisturbed = (*command[4:], whole, "--address", cluster.address)
     assert predict(*undisturbed).exit_code == 0
     remains = {name for name in files(broken) if Path(name).name.startswith(".")}  # of what was being written
     assert {n: data for n, data in files(broken).items() if n not in remains} == files(whole)
-    assert len(finished(whole)) == 16
+    assert len(finished(whole)) == 12
 
-    assert "0 images labelled in 0:00, 16 done before" in predict(*undisturbed).stdout
+    assert "0 images labelled in 0:00, 12 done before" in predict(*undisturbed).stdout
 
 
 def finished(out):
