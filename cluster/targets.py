@@ -105,7 +105,8 @@ def run(
     """Targets of all frames on the connected Ray cluster; `workers` None: as many as it has CPUs.
 
     A map that cannot be used is left out and listed with its reason; `strict` raises instead. Raises
-    TargetsError, also where `out` holds targets with other parameters; OSError where it cannot be written.
+    TargetsError, SettingsError where `out` holds targets with other parameters, OSError where it cannot be
+    written.
     """
     settings = parameters(dataset, split, spec)
     progress = Progress(len(frames))
@@ -151,15 +152,11 @@ def _with_names_for_parquet(frames: Sequence[Frame]) -> tuple[list[Frame], dict[
 
 
 def settings_of(out: Storage) -> dict[str, Any]:
-    """What the targets in a folder were made with. Raises TargetsError where there are none."""
+    """What the targets in a folder were made with. Raises TargetsError where there are none, SettingsError
+    where that is damaged."""
     if not out.exists(_SETTINGS):
         raise TargetsError(f"{out.location}: no targets here; {_SETTINGS} is missing")
-    try:
-        return json.loads(out.read(_SETTINGS))
-    except ValueError as error:
-        raise TargetsError(
-            f"{out.location}: {_SETTINGS} is damaged ({error}): remove it or choose another --out"
-        ) from error
+    return out.settings(_SETTINGS)
 
 
 def part_name(index: int) -> str:
@@ -303,14 +300,4 @@ def _claim(out: Storage, settings: dict[str, Any], maps: int) -> int:
     """The number of shards. Writes down what `out` is for, or sees that it is for just this."""
     smallest, largest = _SHARD
     shards = max(1, -(-maps // min(largest, max(smallest, -(-maps // _SHARDS)))))
-    if out.exists(_SETTINGS):
-        before = settings_of(out)
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise TargetsError(
-                    f"{out.location}: holds targets with {name} {before.get(name)}, asked for is {value};"
-                    " choose another --out"
-                )
-        shards = before["shards"]
-    out.write(_SETTINGS, json.dumps({**settings, "shards": shards}, indent=1).encode())
-    return shards
+    return out.claim(_SETTINGS, settings, "targets", {"shards": shards})["shards"]

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fullres.jobs.common import clear_errors, console, known_dataset
-from fullres.pipeline.data.images import write_bytes_atomically
+from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.review.evaluate import Evaluation

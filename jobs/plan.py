@@ -28,7 +28,8 @@ from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.models.weights import load_network, shipped_weights
 from fullres.ops.pooling import lattice_length
-from fullres.pipeline.data.images import image_size, write_bytes_atomically
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import image_size
 from fullres.pipeline.predict.bound import BoundTree
 from fullres.pipeline.predict.describe import LevelSummary, bytes_moved, describe
 from fullres.pipeline.predict.plan import Plan, plan_image

@@ -35,18 +35,13 @@ from fullres.jobs.common import (
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.pipeline.data.images import (
-    ImageError,
-    image_size,
-    list_images,
-    naming,
-    read_channels,
-    write_bytes_atomically,
-)
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import ImageError, image_size, list_images, naming, read_channels
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.data.transforms import IMAGENET
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
-from fullres.pipeline.predict.outputs import MANIFEST, claim_folder, write_outputs
+from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
 from fullres.pipeline.predict.windows import Guided, WindowError, WindowSpec
@@ -176,7 +171,7 @@ def predict(
                 settings |= {"bands": list(chosen_bands)}
             if pool_crop is not None:
                 settings |= {"pool_crop": pool_crop}
-            claim_folder(out, settings)
+            Storage(str(out)).claim(MANIFEST, settings, "predictions")
             tasks = [Task(*image) for image in sources.resume(named)]
             made_from = {task.stem: Source.of(task.path) for task in tasks if task.path.exists()}
             options = Options(chosen, budget, count, device, scores, strict)

@@ -36,7 +36,8 @@ from fullres.ops.interpolate import interpolate_labels
 from fullres.ops.metrics import class_iou, confusion_matrix, mean_score
 from fullres.ops.sampling import resize_tensor, sample
 from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
-from fullres.pipeline.data.images import read_labels, write_bytes_atomically
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import read_labels
 from fullres.pipeline.datasets.camvid import CAMVID
 from fullres.pipeline.scenes import render_scene
 

@@ -32,7 +32,8 @@ from fullres.jobs.common import (
     fail,
     parse_bytes,
 )
-from fullres.pipeline.data.images import read_image, write_bytes_atomically, write_png
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.predict.engines import Resources, SplitMerge
 from fullres.pipeline.predict.outputs import write_outputs

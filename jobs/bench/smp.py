@@ -15,7 +15,8 @@ from rich.table import Table
 
 from fullres.jobs.bench.variants import check_network, describe
 from fullres.jobs.common import PrecisionChoice, choose_precision, clear_errors, console, parse_bytes
-from fullres.pipeline.data.images import read_image, write_bytes_atomically
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import read_image
 from fullres.pipeline.scenes import render_scene
 
 # name in the table, variant, what it is asked beyond the common settings

@@ -18,7 +18,8 @@ from rich.table import Table
 from fullres.cluster import targets as cluster_targets
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.common import check_writable, clear_errors, console
-from fullres.pipeline.data.images import write_bytes_atomically, write_png
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.cityscapes import SCENES
 from fullres.pipeline.scenes import render_scene

@@ -1,8 +1,11 @@
-"""Which files there are below a folder, and how lists of names are read: for all jobs alike."""
+"""Which files there are below a folder, how lists of names are read, and how files are written: for all jobs
+alike."""
 
 import codecs
 import os
+import uuid
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -42,3 +45,27 @@ def text_lines(data: bytes) -> list[str]:
     """
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if wide else "utf-8-sig").splitlines()
+
+
+def write_bytes_atomically(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it becomes `path` at the end, or goes where the block raises.
+
+    It lies in the same folder (made if missing), has the same suffix and a hidden name that begins as that of
+    `path` does, so a file left behind by a killed process is never taken for another. That name is shortened:
+    names may be as long as a file system allows already.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,9 +6,7 @@ Images are HxWx3 uint8 RGB, label maps HxW uint8. Writers go through `atomic`: a
 import glob
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import cv2
 import numpy as np
 
 from fullres.ops.errors import FullresError
-from fullres.pipeline.data.files import files_below
+from fullres.pipeline.data.files import files_below, write_bytes_atomically
 from fullres.pipeline.data.image_headers import (
     image_format,
     oriented,
@@ -168,30 +166,6 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
     # Run lengths alone: class ids compress best so, and nothing is faster on photographs.
     strategy = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     write_bytes_atomically(path, cv2.imencode(".png", image, strategy)[1].tobytes())
-
-
-def write_bytes_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it becomes `path` at the end, or goes where the block raises.
-
-    It lies in the same folder (made if missing), has the same suffix and a hidden name, so a file left
-    behind by a killed process is never taken for an image. The name is short: that of `path` may be as long
-    as names can be.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def list_images(inputs: Sequence[str | Path]) -> list[tuple[Path, Path]]:

@@ -5,9 +5,9 @@ pyarrow takes them: `s3://bucket/folder?endpoint_override=http://host:9000&regio
 from where each provider keeps them (environment, profile, instance).
 """
 
+import json
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,12 @@ from typing import IO, Any
 import pyarrow as pa
 from pyarrow import fs
 
-from fullres.pipeline.data.files import files_below
+from fullres.ops.errors import FullresError
+from fullres.pipeline.data.files import atomic, files_below
+
+
+class SettingsError(FullresError, ValueError):
+    """A folder that was begun with other settings."""
 
 
 class Storage:
@@ -76,19 +81,47 @@ class Storage:
                 with self._naming(name), self.files.open_output_stream(target, compression=None) as stream:
                     shutil.copyfileobj(file, stream, 1 << 20)
             return
-        path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic(target) as temporary, temporary.open("wb") as file:
+            yield file
 
     def write(self, name: str, data: bytes) -> None:
         with self.create(name) as stream:
             stream.write(data)
+
+    def claim(
+        self, name: str, settings: dict[str, Any], what: str, chosen: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Write down in the file `name` what this folder is for, or see that it is for just this. What is
+        `chosen` once goes on: the values that were chosen first are returned.
+
+        Raises SettingsError where it holds `what` with other settings.
+        """
+        asked, own = json.loads(json.dumps(settings)), dict(chosen or {})
+        if not self.exists(name):
+            self.write(name, json.dumps({**asked, **own}, indent=1).encode())
+            return own
+        before = self.settings(name)
+        own = {key: before.pop(key, value) for key, value in own.items()}
+        differing = [
+            f"{key}: {before.get(key)} there, {asked.get(key)} now"
+            for key in before | asked
+            if before.get(key) != asked.get(key)
+        ]
+        if differing:
+            raise SettingsError(
+                f"{self.location} holds {what} with other settings ({'; '.join(differing)}): "
+                "give another folder, or remove it"
+            )
+        return own
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What `claim` wrote. Raises SettingsError where it is damaged."""
+        try:
+            return dict(json.loads(self.read(name)))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(
+                f"{self.location}/{name} is damaged ({error}): remove it, or give another folder"
+            ) from error
 
     def sweep(self, folder: str, beginning: str) -> None:
         """Remove what killed processes left of their writing: hidden files of names with this beginning."""

@@ -1,17 +1,17 @@
 """What `predict` leaves for one image, and what is already there."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
 from fullres.ops.errors import FullresError
-from fullres.pipeline.data.images import atomic, write_bytes_atomically, write_png
+from fullres.pipeline.data.files import atomic, write_bytes_atomically
+from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.pictures import colour, heat, overlay
 
 Kind = Literal["color", "overlay", "npy", "safetensors"]
@@ -21,31 +21,7 @@ _PICTURES = re.compile("_color|_overlay|_attention_.+")
 
 
 class OutputsError(FullresError, ValueError):
-    """The output folder holds predictions of other settings."""
-
-
-def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into `out`, or hold them against those of a run that was stopped. Raises
-    OutputsError."""
-    manifest = out / MANIFEST
-    if manifest.exists():
-        try:
-            before = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise OutputsError(
-                f"{manifest} is damaged ({error}): remove it, or give another --out"
-            ) from error
-        differing = [
-            f"{k}: {before.get(k)} there, {settings.get(k)} now"
-            for k in before | settings
-            if before.get(k) != settings.get(k)
-        ]
-        if differing:
-            raise OutputsError(
-                f"{out} holds predictions with other settings ({'; '.join(differing)}): "
-                "give another --out, or remove it"
-            )
-    write_bytes_atomically(manifest, json.dumps(settings, indent=2).encode())
+    """The output folder holds results of other images, or a damaged record."""
 
 
 def is_done(out: Path, stem: Path) -> bool:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fullres.pipeline.data.images import write_bytes_atomically
+from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.predict.outputs import OutputsError, is_done
 
 SOURCES = "sources.jsonl"

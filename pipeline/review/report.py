@@ -16,13 +16,8 @@ import jinja2
 import numpy as np
 
 from fullres.ops import metrics
-from fullres.pipeline.data.images import (
-    list_images,
-    read_image,
-    read_labels,
-    write_bytes_atomically,
-    write_png,
-)
+from fullres.pipeline.data.files import write_bytes_atomically
+from fullres.pipeline.data.images import list_images, read_image, read_labels, write_png
 from fullres.pipeline.data.pictures import colour
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.pairs import pair_with_labels

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.weights import WeightsInfo, damaged_entry, not_finite, save_weights
-from fullres.pipeline.data.images import atomic, list_images, read_image
+from fullres.pipeline.data.files import atomic
+from fullres.pipeline.data.images import list_images, read_image
 from fullres.pipeline.data.transforms import normalise, random_crop
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES

@@ -6,15 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fullres.pipeline.data.images import (
-    ImageError,
-    atomic,
-    list_images,
-    read_image,
-    read_labels,
-    write_bytes_atomically,
-    write_png,
-)
+from fullres.pipeline.data.files import atomic, write_bytes_atomically
+from fullres.pipeline.data.images import ImageError, list_images, read_image, read_labels, write_png
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (33, 57), (33, 57, 3)])

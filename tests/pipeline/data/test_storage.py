@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.data.storage import SettingsError, Storage
 from tests.pipeline.data.object_stores import BUCKETS
 
 
@@ -91,3 +91,25 @@ def test_unknown_stores_are_named():
 def test_a_bucket_that_is_not_there(bucket):
     with pytest.raises(OSError, match="nowhere"):
         Storage(bucket.replace("bucket/", "nowhere/").format("x")).write("a", b"1")
+
+
+def test_a_folder_is_claimed_for_one_thing(folder):
+    settings = {"grid": (4, 6), "model": "a"}
+    assert folder.claim("settings.json", settings, "results", {"shards": 7}) == {"shards": 7}
+    assert folder.claim("settings.json", settings, "results", {"shards": 9}) == {"shards": 7}
+    refused = {
+        "model: a there, b now": {**settings, "model": "b"},
+        "grid:": {"model": "a"},
+        "x: None there, 1 now": {**settings, "x": 1},
+    }
+    for said, other in refused.items():
+        with pytest.raises(SettingsError, match=said):
+            folder.claim("settings.json", other, "results", {"shards": 7})
+    assert folder.settings("settings.json") == {"grid": [4, 6], "model": "a", "shards": 7}
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"3", b"null"])
+def test_damaged_settings_are_named(folder, text):
+    folder.write("settings.json", text)
+    with pytest.raises(SettingsError, match=r"settings\.json is damaged"):
+        folder.claim("settings.json", {"a": 1}, "results")
