@@ -28,7 +28,7 @@ from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import ImageError, naming
-from fullres.pipeline.predict.engines import Engine, Merger, Resources
+from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork, Resources
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.windows import WindowError
 
@@ -52,7 +52,7 @@ class _Job:
     """An image in flight."""
 
     task: Task
-    plan: Any
+    plan: PlanOfWork
     image: np.ndarray
     parts: list[Any]  # of each tile, a reference
     part_bytes: list[int]
@@ -64,7 +64,7 @@ class _Job:
 @dataclass
 class _Work:
     job: _Job
-    grain: Any
+    grain: GrainOfWork
     attempts: int = 0
 
 
@@ -78,7 +78,7 @@ class Coordinator:
     def __init__(self, engine: Engine, options: Options) -> None:
         self.options = options
         self.engine, self.sent_engine = engine, ray.put(packed(engine))
-        self.plans: dict[Pair, Any] = {}
+        self.plans: dict[Pair, PlanOfWork] = {}
         self.status = Status(images=0)
         self.queue: deque[_Work] = deque()
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}

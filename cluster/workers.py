@@ -20,7 +20,7 @@ from fullres.cluster.memory import (
     resident_bytes,
     suit_allocator,
 )
-from fullres.pipeline.predict.engines import Engine
+from fullres.pipeline.predict.engines import Engine, GrainOfWork, Runner
 from fullres.pipeline.predict.schedule import Precision
 
 Device = Literal["cpu", "cuda"]
@@ -72,7 +72,7 @@ class Worker:
     def __init__(self, precision: Precision, device: Device, memory_budget: int) -> None:
         torch.set_num_threads(1)
         self.device, self.precision, self.memory_budget = torch.device(device), precision, memory_budget
-        self.predictor: Any = None
+        self.predictor: Runner | None = None
         self.baseline = 0
 
     def load(self, engine: "Packed") -> WorkerInfo:
@@ -91,7 +91,7 @@ class Worker:
         node = ray.get_runtime_context().get_node_id()
         return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
 
-    def run(self, schedule: Any, grain: Any, part: np.ndarray, scores: bool) -> Done:
+    def run(self, schedule: Any, grain: GrainOfWork, part: np.ndarray, scores: bool) -> Done:
         """One grain of an image, of which `part` lies in Ray's object store. Raises WorkerRestarted before
         `load`."""
         if self.predictor is None:

@@ -204,7 +204,7 @@ def start_from(network: nn.Module, model: str, path: Path, drop_head: bool = Fal
     elif info.num_classes != classes:
         raise WeightsError(
             f"weights {path}: {info.num_classes} classes, the network has {classes}; "
-            "with --drop-head it takes all but what depends on the class count"
+            "a start that drops the head takes all but what depends on their count"
         )
     load_state(network, state, f"weights {path}")
 

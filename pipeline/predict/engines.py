@@ -4,6 +4,7 @@ An engine says what to compute (`plan`), which parts of the image that takes (`p
 on a device (`predictor`), and puts results together (`merger`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +38,34 @@ class Resources:
     images: int = 1
 
 
+class GrainOfWork(Protocol):
+    """What a worker is given: a number in its plan, the tile that it is computed from, its multiply-adds."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def tile(self) -> int: ...
+    @property
+    def macs(self) -> int: ...
+
+
+class PlanOfWork(Protocol):
+    """All grains of an image, and what a runner must know beside one of them."""
+
+    @property
+    def grains(self) -> Sequence[GrainOfWork]: ...
+    @property
+    def schedule(self) -> Any: ...
+
+
+class Runner(Protocol):
+    """A network ready on one device."""
+
+    def run(self, schedule: Any, grain: Any, window: np.ndarray, scores: bool) -> np.ndarray:
+        """The result of a grain, computed from its tile's part of the image: what a `Merger` takes."""
+        ...
+
+
 class Merger(Protocol):
     """Takes grains' results in any order. `result`: H x W uint8 class ids or classes x H x W scores, or
     `windows.Guided`."""
@@ -50,13 +79,12 @@ class Merger(Protocol):
 
 class Engine(Protocol):
     """A network and a way to run it on images, which have `normalisation.channels` channels. It can be sent
-    to other processes."""
+    to other processes. Plans that it takes are those that it makes."""
 
     normalisation: Normalisation
 
-    def plan(self, size: Pair, resources: Resources, scores: bool) -> Any:
-        """Has `grains` (with `index`, `tile`, `macs`) and a `schedule`, all that a predictor must know
-        beside a grain. Raises BudgetError or WindowError."""
+    def plan(self, size: Pair, resources: Resources, scores: bool) -> PlanOfWork:
+        """Raises BudgetError or WindowError."""
         ...
 
     def parts(self, plan: Any) -> list[Region]:
@@ -65,9 +93,7 @@ class Engine(Protocol):
 
     def merger(self, plan: Any, scores: bool) -> Merger: ...
 
-    def predictor(self, device: torch.device, precision: Precision) -> Any:
-        """`run(schedule, grain, part, scores)` returns what `merger` takes."""
-        ...
+    def predictor(self, device: torch.device, precision: Precision) -> Runner: ...
 
 
 def normalisation_of(network: nn.Module | HasFullResolution, given: Normalisation | None) -> Normalisation:

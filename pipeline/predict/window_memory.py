@@ -54,7 +54,7 @@ class WindowCosts:
             height, width = (window, window) if window else costliest
             raise BudgetError(
                 f"memory budget is {budget / _MIB:.0f} MiB: at least {least} MiB needed for a window of "
-                f"{width}x{height} pixels with this network in this precision; a smaller --window needs less"
+                f"{width}x{height} pixels with this network in this precision; a smaller window needs less"
             )
         return replace(plan, schedule=replace(plan.schedule, peak_bytes=peaks[costliest]))
 

@@ -107,7 +107,7 @@ def plan_windows(
     height and width. Raises WindowError."""
     if spec.window is not None and spec.window > min(size):
         raise WindowError(
-            f"--window is {spec.window}: at most {min(size)}, the shorter side of an image of "
+            f"window is {spec.window}: at most {min(size)}, the shorter side of an image of "
             f"{size[1]}x{size[0]}"
         )
     found = []

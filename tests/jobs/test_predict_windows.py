@@ -154,7 +154,7 @@ def test_the_peak_of_a_worker_is_within_the_least_budget(tmp_path, scene, weight
         (("--attention", "car"), "--attention: pspnet50 has no guided attention; SPGNets of two stages have"),
         (
             ("--window", 713),
-            "scene.png: --window is 713: at most 130, the shorter side of an image",
+            "scene.png: window is 713: at most 130, the shorter side of an image",
         ),
         (("--scales", "0"), "--scales is '0': numbers above 0"),
         (("--scales", "1,x"), "--scales is '1,x': numbers above 0"),

@@ -237,7 +237,7 @@ def test_a_head_for_other_classes_starts_afresh(train, tmp_path):
     settings = {"model": "unet", "more": f'weights = "{tmp_path}/five.safetensors"'} | STANDSTILL
     result = train(**settings)
     assert result.exit_code == 2
-    assert "5 classes, the network has 19; with --drop-head" in result.stderr.splitlines()[-1]
+    assert "5 classes, the network has 19; a start that drops the head" in result.stderr.splitlines()[-1]
     assert train("--drop-head", **settings).exit_code == 0
     five, own = load_file(tmp_path / "five.safetensors"), load_file(tmp_path / "run/weights.safetensors")
     assert own["classifier.weight"].shape[0] == 19

@@ -213,7 +213,7 @@ def test_a_start_from_another_class_count(name, suffix, tmp_path):
         start_from(network, name, path)
     assert str(caught.value) == (
         f"weights {path}: 5 classes, the network has 11; "
-        "with --drop-head it takes all but what depends on the class count"
+        "a start that drops the head takes all but what depends on their count"
     )
     assert differing(network, fresh) == []
 

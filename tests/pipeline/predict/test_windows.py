@@ -182,7 +182,7 @@ def test_class_ids_are_those_of_the_scores(predictor):
 
 
 def test_a_window_larger_than_the_image_is_refused():
-    with pytest.raises(WindowError, match="--window is 713: at most 360, the shorter side"):
+    with pytest.raises(WindowError, match="window is 713: at most 360, the shorter side"):
         plan_windows((360, 480), WindowSpec(window=713))
 
 
