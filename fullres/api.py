@@ -131,7 +131,7 @@ def targets(
     listed: list[Image] = list(labels) if several else [labels]  # type: ignore[arg-type, list-item]
     try:
         known = named_dataset(dataset) if isinstance(dataset, str) else dataset
-        asked = TargetSpec(**{"target_classes": known.targets or None, **spec})
+        asked = TargetSpec(**{"target_classes": known.target_classes or None, **spec})
         asked.check(known)
         results = []
         for each in listed:

@@ -116,7 +116,7 @@ def _classes(known: Dataset) -> Table:
     table.add_column("class")
     table.add_column("colour")
     for i, (name, rgb) in enumerate(zip(known.classes, known.palette, strict=True)):
-        marks = " *" * (name in known.small_thin) + " !" * (name in known.targets)
+        marks = " *" * (name in known.small_thin) + " !" * (name in known.target_classes)
         colour = Text.assemble(("    ", "on #" + bytes(rgb).hex()), f" {' '.join(map(str, rgb))}")
         table.add_row(str(i), name + marks, colour)
     return table
@@ -160,7 +160,7 @@ def _in_short(known: Dataset) -> dict[str, Any]:
         "splits": list(known.splits),
         "train_size": known.train_size,
         "small_thin": known.small_thin,
-        "targets": known.targets or known.classes,
+        "target_classes": known.target_classes or known.classes,
     }
 
 

@@ -219,7 +219,7 @@ def _scales(text: str | None) -> tuple[int, ...]:
 
 def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
     if text is None:
-        return known.targets or None
+        return known.target_classes or None
     return None if text == "all" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 

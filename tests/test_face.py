@@ -319,7 +319,9 @@ def test_errors_of_ones_own(wrong, said):
 def test_targets_are_those_of_the_job(tmp_path):
     labels = np.random.default_rng(0).integers(0, 5, (33, 47)).astype(np.uint8)
     write_png(tmp_path / "x.png", labels)
-    spec = TargetSpec((4, 6), target_classes=DATASETS["scenes"].targets or None, cpp=(2, 4), distance=True)
+    spec = TargetSpec(
+        (4, 6), target_classes=DATASETS["scenes"].target_classes or None, cpp=(2, 4), distance=True
+    )
     expected = targets_of(labels, DATASETS["scenes"], spec)
     from_array, from_file = fullres.targets(
         [labels, tmp_path / "x.png"], "scenes", grid=(4, 6), cpp=(2, 4), distance=True

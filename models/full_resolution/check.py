@@ -104,7 +104,7 @@ def field_of(tree: FullResolution, axis: int) -> Pair:
     for step in reversed(steps):
         begin, end = needed[step.name]
         for index, name in enumerate(step.inputs):
-            first, last = step.reach_of(index, axis).reach
+            first, last = step.sliding_of(index, axis).receptive_field
             low, high = needed.get(name, (0, 0))
             needed[name] = (min(low, begin + first * stride[name]), max(high, end + last * stride[name]))
     return needed[IMAGE]
@@ -128,7 +128,7 @@ def _keeps_length(tree: FullResolution, axis: int, size: int) -> bool:
     stride = {s.name: s.stride[axis] for s in steps} | {IMAGE: 1}
 
     def made(step: Step) -> int:
-        name, slides = step.inputs[0], step.reach[axis]
+        name, slides = step.inputs[0], step.sliding[axis]
         window = slides.dilation * (slides.kernel - 1)
         # A step whose readers skip elements makes only those.
         along = step.stride[axis] // stride[name]

@@ -63,7 +63,7 @@ class Sliding:
     dilation: int = 1
 
     @property
-    def reach(self) -> tuple[int, int]:
+    def receptive_field(self) -> tuple[int, int]:
         """First and last element read, relative to the element written."""
         return -self.padding, self.dilation * (self.kernel - 1) - self.padding
 
@@ -74,7 +74,7 @@ class Sliding:
     def reads(self, out: AnySpan, shift: Any = 0, stride: int = 1) -> AnySpan:
         """Input elements read for output elements `out`, unclipped, when the input has `stride` elements for
         one output element and output element 0 lies on input element `shift`."""
-        first, last = self.reach
+        first, last = self.receptive_field
         return type(out)(stride * out.start + shift + first, stride * (out.stop - 1) + shift + last + 1)
 
 

@@ -90,7 +90,7 @@ def _without_picks(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
     kept = []
     for step in steps:
         step = replace(step, inputs=tuple(same.get(n, n) for n in step.inputs))
-        is_pick = step.op == "max_pool" and all(axis.reach == (0, 0) for axis in step.reach)
+        is_pick = step.op == "max_pool" and all(axis.receptive_field == (0, 0) for axis in step.sliding)
         if is_pick and stride.get(step.inputs[0]) == step.stride and step.name not in outputs:
             same[step.name] = step.inputs[0]
         else:
@@ -119,7 +119,7 @@ def needed_spans(
                 continue
             stride = strides[name]
             shift = (offset % own - offset % stride) // stride
-            reads = step.reach_of(index, axis).reads(needed[step.name], shift, own // stride)
+            reads = step.sliding_of(index, axis).reads(needed[step.name], shift, own // stride)
             if length is None:
                 reads = type(reads)(reads.start, reads.stop + own // stride - 1)
             else:

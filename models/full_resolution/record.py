@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
             if module.padding_mode != "zeros":
                 raise Refused(f"padding_mode is '{module.padding_mode}', only 'zeros' is possible")
             step = Step("", "convolution", (name,), module, module.out_channels)
-            self._set(out, self._slid(step, value, _convolution_reach(module), out))
+            self._set(out, self._slid(step, value, _convolution_sliding(module), out))
             return
         self._unpadded(value)
         if isinstance(module, NORMS) and module.running_mean is None:
@@ -285,12 +285,12 @@ class Recorder(TorchDispatchMode):
         rows = replace(sliding[0], padding=sliding[0].padding + top)
         columns = replace(sliding[1], padding=sliding[1].padding + left)
         for axis in (rows, columns):
-            if axis.reach[1] < 0:
+            if axis.receptive_field[1] < 0:
                 raise Refused(
                     f"kernel {axis.kernel} with padding {axis.padding} reads padding alone at the border"
                 )
         stride = (value.stride[0] * rows.stride, value.stride[1] * columns.stride)
-        return self._added(replace(step, reach=(rows, columns), stride=stride), value, out)
+        return self._added(replace(step, sliding=(rows, columns), stride=stride), value, out)
 
     def _convolution(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
         name, value = self.features(x)
@@ -308,7 +308,7 @@ class Recorder(TorchDispatchMode):
             conv.weight = _parameter(weight)
             conv.bias = None if bias is None else _parameter(bias)
         step = Step("", "convolution", (name,), conv, conv.out_channels)
-        return self._slid(step, value, _convolution_reach(conv), out)
+        return self._slid(step, value, _convolution_sliding(conv), out)
 
     def _max_pool(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
         name, value = self.features(x)
@@ -336,9 +336,9 @@ class Recorder(TorchDispatchMode):
         assert isinstance(x.expression, Input)
         call = partial(torch.max_pool2d, kernel_size=(1, 1))
         op = "max_pool" if start == (0, 0) else "max_pool_zeros"
-        reach = (Sliding(1, stride[0], -start[0]), Sliding(1, stride[1], -start[1]))
+        sliding = (Sliding(1, stride[0], -start[0]), Sliding(1, stride[1], -start[1]))
         own = (x.stride[0] * stride[0], x.stride[1] * stride[1])
-        name = self._append(Step("", op, (x.expression.name,), call, x.shape[1], reach, own), "pick")
+        name = self._append(Step("", op, (x.expression.name,), call, x.shape[1], sliding, own), "pick")
         rows, columns = (-(-(n - o) // s) for n, o, s in zip(x.shape[2:], start, stride, strict=True))
         return replace(x, expression=Input(name), shape=(*x.shape[:2], rows, columns), stride=own)
 
@@ -426,7 +426,7 @@ def _sliding(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple
     return rows, columns
 
 
-def _convolution_reach(conv: nn.Conv2d) -> tuple[Sliding, Sliding]:
+def _convolution_sliding(conv: nn.Conv2d) -> tuple[Sliding, Sliding]:
     kernel, stride, dilation = _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
     if isinstance(conv.padding, str):
         # torch pads the odd element of 'same' at the end

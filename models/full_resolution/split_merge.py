@@ -269,7 +269,7 @@ def _run_step(
             for a in (0, 1):
                 ratio = stride[a] // source.stride[a]
                 shift = (offsets[i][a] - source.offsets[j][a]) // source.stride[a]
-                reads = step.reach_of(index, a).reads(region[a], shift, ratio)
+                reads = step.sliding_of(index, a).reads(region[a], shift, ratio)
                 inside = reads.clip(lattice_length(size[a], source.offsets[0][a], source.stride[a]))
                 spans.append(inside)
                 before.append(inside.start - reads.start)

@@ -23,7 +23,7 @@ class UnsupportedModule(FullresError, ValueError):
 class Step:
     """One call of the network.
 
-    `reach` says where it reads, along rows and columns; `stride` is the lattice it writes on, in pixels of
+    `sliding` says where it reads, along rows and columns; `stride` is the lattice it writes on, in pixels of
     the image. `call` takes the input tensors: for convolutions and pools see `models.split_merge`.
     """
 
@@ -32,13 +32,13 @@ class Step:
     inputs: tuple[str, ...]
     call: Callable[..., Tensor]
     channels: int
-    reach: tuple[Sliding, Sliding] = (POINT, POINT)
+    sliding: tuple[Sliding, Sliding] = (POINT, POINT)
     stride: Pair = (1, 1)
 
-    def reach_of(self, index: int, axis: int) -> Sliding:
+    def sliding_of(self, index: int, axis: int) -> Sliding:
         """Where input `index` is read: a convolution's second input is a shortcut, added element by
         element."""
-        return self.reach[axis] if index == 0 or self.op != "convolution" else POINT
+        return self.sliding[axis] if index == 0 or self.op != "convolution" else POINT
 
 
 # --- expressions: what a pointwise step computes of its inputs ---

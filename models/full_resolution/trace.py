@@ -235,7 +235,7 @@ def _signature(step: Step) -> tuple[Any, ...]:
         )
     elif isinstance(step.call, nn.Module):
         call = type(step.call)
-    return step.name, step.op, step.inputs, step.reach, step.stride, step.channels, call
+    return step.name, step.op, step.inputs, step.sliding, step.stride, step.channels, call
 
 
 def _wanted(steps: list[Step], outputs: list[str]) -> list[Step]:
@@ -264,7 +264,7 @@ def _coarsened(steps: list[Step], outputs: list[str]) -> list[Step]:
         step = replace(step, stride=needed[step.name])
         coarse[step.name] = step
         for name in step.inputs:
-            points = (step.reach[a] == replace(POINT, stride=step.reach[a].stride) for a in (0, 1))
+            points = (step.sliding[a] == replace(POINT, stride=step.sliding[a].stride) for a in (0, 1))
             rows, columns = (step.stride[a] if point else natural[name][a] for a, point in enumerate(points))
             read(name, (rows, columns))
     return [coarse[s.name] for s in steps]

@@ -1,6 +1,6 @@
 """ADE20K in the edition of the scene parsing challenge (SceneParse150, `ADEChallengeData2016`): 150 classes.
 
-Label files hold 0 for everything else, then the classes from 1 on (paper 001, Sec. 5.2).
+Label files hold 0 for everything else, then the classes from 1 on (PSPNet, Sec. 5.2).
 """
 
 from fullres.pipeline.datasets.dataset import Dataset, Split
@@ -48,6 +48,6 @@ ADE20K = Dataset(
         name: Split(f"images/{folder}", f"annotations/{folder}")
         for name, folder in (("train", "training"), ("val", "validation"))
     },
-    train_size=(473, 473),  # of PSPNet's published code; paper 001 gives no size
+    train_size=(473, 473),  # of PSPNet's published code; PSPNet gives no size
     encodings={"": {0: None, **{1 + i: i for i in range(len(_CLASSES))}}},
 )

@@ -1,4 +1,4 @@
-"""ApolloScape's scene parsing: 3384x2710 frames, 22 classes for evaluation (paper 004, Sec. 4.2).
+"""ApolloScape's scene parsing: 3384x2710 frames, 22 classes ("Learning Downsampling", Sec. 4.2).
 
 The archives unpack to `road01_ins/ColorImage/Record001/Camera 5/...jpg` and, beside it, `Label/..._bin.png`;
 the image lists go into the root, a line having the paths of image and label map with a tab between. Lists are
@@ -33,7 +33,7 @@ _TABLE = (  # trainId order: name, class id, colour
     ("building", 97, (192, 0, 128)),
     ("vegetation", 113, (128, 128, 64)),
 )
-# The classes whose annotation is good (paper 004, Sec. 4.2).
+# The classes whose annotation is good ("Learning Downsampling", Sec. 4.2).
 _TARGETS = ("car", "motorbicycle", "bicycle", "person", "rider", "truck", "bus", "tricycle")
 # others, rover, bridge, tunnel, overpass, unlabeled
 _IGNORED = (0, 1, 98, 99, 100, 255)
@@ -44,7 +44,7 @@ APOLLOSCAPE = Dataset(
     palette=tuple(rgb for _, _, rgb in _TABLE),
     small_thin=("pole", "traffic light", "traffic sign", "person", "rider", "motorbicycle", "bicycle"),
     splits={name: Split("*/ColorImage", "*/Label", f"*_{name}.lst") for name in ("train", "val")},
-    train_size=(2710, 2710),  # paper 004, Sec. 4.1: the largest square
+    train_size=(2710, 2710),  # "Learning Downsampling", Sec. 4.1: the largest square
     encodings={
         "_bin": {
             **dict.fromkeys(_IGNORED),
@@ -52,5 +52,5 @@ APOLLOSCAPE = Dataset(
             **{class_id + _GROUP: i for i, (name, class_id, _) in enumerate(_TABLE) if name in _TARGETS},
         }
     },
-    targets=_TARGETS,
+    target_classes=_TARGETS,
 )

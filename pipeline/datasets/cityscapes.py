@@ -42,7 +42,7 @@ CITYSCAPES = Dataset(
         **{name: Split(f"leftImg8bit/{name}", f"gtFine/{name}") for name in ("train", "val", "test")},
         "train_extra": Split("leftImg8bit/train_extra", "gtCoarse/train_extra"),
     },
-    train_size=(769, 769),  # paper 002, appendix; paper 000, Sec. 4.2, has 512x512
+    train_size=(769, 769),  # SPGNet, appendix; "Split-Merge Pooling", Sec. 4.2, has 512x512
     encodings={
         "_gtFine_labelIds": LABEL_IDS,
         "_gtFine_labelTrainIds": TRAIN_IDS,
@@ -54,7 +54,7 @@ CITYSCAPES = Dataset(
 
 # Folders as the project's site serves them, unpacked side by side (not verified against the archives).
 # Palette PNG files whose indices are labelIds; 34 is the license plate, which Cityscapes numbers -1.
-# Validation is on 500 images at random (paper 000, Sec. 4.4).
+# Validation is on 500 images at random ("Split-Merge Pooling", Sec. 4.4).
 GTA5 = Dataset(
     "gta5",
     CLASSES,
@@ -64,7 +64,7 @@ GTA5 = Dataset(
         "train": Split("images", "labels", part=slice(500, None)),
         "val": Split("images", "labels", part=slice(500)),
     },
-    train_size=(512, 512),  # paper 000, Sec. 4.2
+    train_size=(512, 512),  # "Split-Merge Pooling", Sec. 4.2
     encodings={"": {**LABEL_IDS, 34: None}},
 )
 

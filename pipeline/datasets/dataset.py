@@ -41,16 +41,16 @@ class Dataset:
         name: as given to `--dataset`.
         classes: K names; the index is the trainId.
         palette: K RGB colours, 0..255.
-        small_thin: names of the small and thin classes, whose mean IoU is given apart (paper 000, Tables
-            3 and 4).
+        small_thin: names of the small and thin classes, whose mean IoU is given apart ("Split-Merge Pooling",
+            Tables 3 and 4).
         splits: where the files of each split lie.
         train_size: (H, W) in pixels that the papers train at; None for the largest square of each image
-            (paper 004, Sec. 4.1).
+            ("Learning Downsampling Near Semantic Boundaries", Sec. 4.1).
         encodings: how label files are stored: the end of the file's name without suffix -> (stored value ->
             trainId, or None to ignore). Where several fit a name, the first counts. "" fits every name.
         image_ending: what ends an image's name in the place of an encoding's ending.
-        targets: names of the classes whose boundaries sampling goes for (paper 004, Sec. 3.1 and 4.2); all
-            where none is named.
+        target_classes: names of the classes whose boundaries sampling goes for ("Learning Downsampling Near
+            Semantic Boundaries", Sec. 3.1 and 4.2); all where none is named.
         decoder: from a label file's bytes, and its path for errors, to the HxW uint8 values stored.
         ignore_index: trainId of pixels that count for nothing.
     """
@@ -63,7 +63,7 @@ class Dataset:
     train_size: tuple[int, int] | None
     encodings: Mapping[str, Encoding]
     image_ending: str = ""
-    targets: tuple[str, ...] = ()
+    target_classes: tuple[str, ...] = ()
     decoder: Callable[[bytes, str | Path], np.ndarray] = decode_labels
     ignore_index: int = 255
 
@@ -75,7 +75,7 @@ class Dataset:
     @property
     def target_ids(self) -> tuple[int, ...]:
         """trainIds of the classes whose boundaries sampling goes for."""
-        return tuple(self.classes.index(name) for name in self.targets or self.classes)
+        return tuple(self.classes.index(name) for name in self.target_classes or self.classes)
 
     def split(self, name: str) -> Split:
         """The split of that name. Raises ValueError, and lists those there are."""

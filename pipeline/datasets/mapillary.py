@@ -1,4 +1,4 @@
-"""Mapillary Vistas v1.2: street pictures of all sizes, 65 classes (paper 003, Sec. 4.2, trains on it first).
+"""Mapillary Vistas v1.2: street pictures of all sizes, 65 classes (SeeThroughNet trains on it first).
 
 The layout is that of the later archive, where each version's labels have a folder; labels are palette PNG
 files. Version 2.0, with 124 classes, is not described here.
@@ -95,6 +95,6 @@ MAPILLARY = Dataset(
         name: Split(f"{folder}/images", f"{folder}/v1.2/labels")
         for name, folder in (("train", "training"), ("val", "validation"))
     },
-    train_size=(1024, 1024),  # NVIDIA's hierarchical multi-scale attention; paper 003 gives no size
+    train_size=(1024, 1024),  # NVIDIA's hierarchical multi-scale attention; SeeThroughNet gives no size
     encodings={"": train_id_encoding(len(_TABLE), 65)},  # 65: unlabeled
 )

@@ -22,6 +22,6 @@ NYU = Dataset(
     palette=voc_colours(1 + len(_CLASSES))[1:],
     small_thin=(),
     splits={name: Split(f"{name}/rgb", f"{name}/labels_40") for name in ("train", "test")},
-    train_size=(480, 640),  # whole frames; paper 003 gives no size
+    train_size=(480, 640),  # whole frames; SeeThroughNet gives no size
     encodings={"": {0: None, **{1 + i: i for i in range(len(_CLASSES))}}},
 )

@@ -1,4 +1,4 @@
-"""Supervisely Person: 5,711 pictures of people, two classes (paper 004, Sec. 4.2).
+"""Supervisely Person: 5,711 pictures of people, two classes ("Learning Downsampling", Sec. 4.2).
 
 Published as JSON; this reads what Supervisely's own "Export as masks" makes of it: `ds1/img` and, beside it,
 `ds1/masks_machine`. That numbers the data set's classes as its `meta.json` lists them. The order has not been

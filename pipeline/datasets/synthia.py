@@ -73,10 +73,10 @@ def _dataset(
         palette,
         small_thin=("pole", "traffic light", "traffic sign", pedestrian, "rider", "motorcycle", "bicycle"),
         splits={"all": Split("RGB", "GT/LABELS")},
-        train_size=(760, 760),  # paper 004, Sec. 4.1: the largest square
+        train_size=(760, 760),  # "Learning Downsampling", Sec. 4.1: the largest square
         encodings={"": ids},
         # Paper 004 has target classes here (Table 4) and doesn't name them: those of ApolloScape that occur.
-        targets=("car", "motorcycle", "bicycle", pedestrian, "rider", "bus"),
+        target_classes=("car", "motorcycle", "bicycle", pedestrian, "rider", "bus"),
         decoder=decode_class_channel,
     )
 

@@ -27,7 +27,7 @@ def _listed(labels: str, list_file: str) -> Split:
 
 
 # 255 is the line around objects. With SBD: the 10,582 images of `trainaug.txt`, SBD's masks and VOC's own as
-# PNG files in `SegmentationClassAug` (SBD itself comes as .mat files); paper 001 trains on them (Sec. 5.3).
+# PNG files in `SegmentationClassAug` (SBD itself comes as .mat files); PSPNet trains on them (Sec. 5.3).
 VOC2012 = Dataset(
     "voc2012",
     classes=_VOC,
@@ -40,7 +40,7 @@ VOC2012 = Dataset(
         },
         "trainaug": _listed("SegmentationClassAug", "ImageSets/Segmentation/trainaug"),
     },
-    train_size=(513, 513),  # paper 002, Sec. 4.6
+    train_size=(513, 513),  # SPGNet, Sec. 4.6
     encodings={"": train_id_encoding(len(_VOC), 255)},
 )
 
@@ -57,7 +57,7 @@ CONTEXT59 = Dataset(
     palette=voc_colours(1 + len(_CONTEXT))[1:],
     small_thin=(),
     splits=_CONTEXT_SPLITS,
-    train_size=(480, 480),  # mmsegmentation's; paper 003 gives none
+    train_size=(480, 480),  # mmsegmentation's; SeeThroughNet gives none
     encodings={"": {0: None, **{1 + i: i for i in range(len(_CONTEXT))}}},
 )
 CONTEXT60 = Dataset(
@@ -82,6 +82,6 @@ PERSON_PART = Dataset(
         name: _listed(f"{_PERSON_PART}_gt", f"{_PERSON_PART}_trainval_list/{name}_id")
         for name in ("train", "val")
     },
-    train_size=(513, 513),  # paper 002, Sec. 4.6
+    train_size=(513, 513),  # SPGNet, Sec. 4.6
     encodings={"": train_id_encoding(len(_PARTS), 255)},
 )

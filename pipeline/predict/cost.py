@@ -96,10 +96,10 @@ def _input_copy(step: Step, out: Region, read: tuple[int, Pair], batch: int, ite
     """Bytes of the copies that a step makes of what it reads first, whose channels and stride are `read`."""
     channels, stride = read
     ratio = [step.stride[a] // stride[a] for a in (0, 1)]
-    elements = prod(step.reach[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
+    elements = prod(step.sliding[a].reads(out[a], 0, ratio[a]).length for a in (0, 1))
     if step.inputs[0] == IMAGE:
         return batch * channels * elements * (itemsize + 4)
-    if ratio == [1, 1] and (step.op == "pointwise" or all(axis.kernel == 1 for axis in step.reach)):
+    if ratio == [1, 1] and (step.op == "pointwise" or all(axis.kernel == 1 for axis in step.sliding)):
         return 0
     return batch * channels * elements * itemsize
 
@@ -124,7 +124,7 @@ def demands(tree: FullResolution, axis: int, outputs: dict[str, Span]) -> dict[s
         for step in level.steps:
             out, own = spans[step.name], stride[step.name]
             for index, name in enumerate(step.inputs):
-                first, last = step.reach_of(index, axis).reach
+                first, last = step.sliding_of(index, axis).receptive_field
                 if name in level.reads:
                     # nodes' offsets lie between 0 and own - 1
                     begin = own * out.start + first * stride[name]

@@ -67,7 +67,7 @@ class WindowCosts:
         with torch.no_grad(), memory:
             share = self._predictor.share(schedule, grain, image)
             memory.spike(share.nbytes)  # its copy for whoever merges
-        return memory.peak + grain.reach[0].length * width * channels
+        return memory.peak + grain.footprint[0].length * width * channels
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,4 @@ class _Predictor(WindowPredictor):
 
 
 def _reached(grain: WindowGrain) -> int:
-    return grain.reach[0].length * grain.reach[1].length
+    return grain.footprint[0].length * grain.footprint[1].length

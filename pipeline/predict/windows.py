@@ -71,13 +71,13 @@ class WindowSpec:
 
 @dataclass(frozen=True)
 class WindowGrain:
-    """One window: `region` of the image resized to `scaled`, whose share of the result lies in `reach` of the
-    image. `tile` is the part of the image that a worker is sent: always the whole."""
+    """One window: `region` of the image resized to `scaled`, whose share of the result has its `footprint` in
+    the image. `tile` is the part of the image that a worker is sent: always the whole."""
 
     index: int
     scaled: Pair
     region: Region
-    reach: Region
+    footprint: Region
     macs: int
     tile: int = 0
 
@@ -153,7 +153,7 @@ class WindowPredictor:
         self, schedule: WindowSchedule, grain: WindowGrain, image: np.ndarray, scores: bool = False
     ) -> np.ndarray:
         """A grain's share of the sum of probabilities, and behind them of the attention asked for: channels x
-        h x w float32 on its reach (float16 if the precision is bf16). image: H x W x 3 uint8."""
+        h x w float32 on its footprint (float16 if the precision is bf16). image: H x W x 3 uint8."""
         return self.share(schedule, grain, torch.from_numpy(image)).cpu().numpy()
 
     def share(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class WindowPredictor:
             counts = spec.cover(grain.scaled[a])[slice(*grain.region[a])].to(self.device)
             values.div_(counts[:, None] if a == 0 else counts)
         values.div_(len(spec.scales))
-        shape = (len(values), grain.reach[0].length, grain.reach[1].length)
+        shape = (len(values), grain.footprint[0].length, grain.footprint[1].length)
         dtype = torch.float16 if self.dtype == torch.bfloat16 else torch.float32
         share = torch.empty(shape, dtype=dtype, device=self.device)
         if grain.scaled == schedule.size:
@@ -208,7 +208,7 @@ class WindowPredictor:
         origin = (grain.region[0].start - inner[0][0], grain.region[1].start - inner[1][0])
         for channel, resized in zip(values, share, strict=True):
             padded = F.pad(channel, (*inner[1], *inner[0]))  # beyond the window its share is nothing
-            resized.copy_(bilinear_window(padded, origin, grain.scaled, schedule.size, *grain.reach))
+            resized.copy_(bilinear_window(padded, origin, grain.scaled, schedule.size, *grain.footprint))
         return share
 
 
@@ -271,7 +271,7 @@ class Merger:
                 else np.empty((height, width), np.uint8)
             )
             self._attention = np.empty((self.attention, height, width), np.float32)
-        (top, bottom), (left, right) = grain.reach
+        (top, bottom), (left, right) = grain.footprint
         for band in range(top // _BAND, ceil(bottom / _BAND)):
             if band not in self._bands:
                 rows = min(_BAND, height - band * _BAND)
@@ -280,7 +280,7 @@ class Merger:
             total = self._bands[band][:, first - band * _BAND : last - band * _BAND, left:right]
             total += share[:, first - top : last - top]
         is_last = grain.index + 1 == len(self.plan.grains)
-        reached = height if is_last else self.plan.grains[grain.index + 1].reach[0].start
+        reached = height if is_last else self.plan.grains[grain.index + 1].footprint[0].start
         for band in [b for b in self._bands if min(height, (b + 1) * _BAND) <= reached]:
             self._let_go(band)
 

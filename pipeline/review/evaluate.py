@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def small_thin_iou(self) -> float:
-        """Mean IoU over the data set's small and thin classes, as in paper 000, Tables 3 and 4."""
+        """Mean IoU over the small and thin classes, as in "Split-Merge Pooling", Tables 3 and 4."""
         return metrics.mean_score(self.class_iou, self.dataset.small_thin_ids)
 
     @property

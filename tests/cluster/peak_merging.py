@@ -25,7 +25,7 @@ def main(size: list[int], window: int, scales: list[float], budget: int) -> None
     forget_peak()
     baseline = resident_bytes()
     for grain in plan.grains:
-        rows, columns = grain.reach
+        rows, columns = grain.footprint
         share = np.full((CLASSES, rows.length, columns.length), 0.01, np.float16)
         share[grain.index % CLASSES] = 0.02
         complete = merger.add(grain, share)

@@ -35,7 +35,9 @@ def main(
     forget_peak()
     baseline, predicted, peaks = resident_bytes(), plan.schedule.peak_bytes, []
     suit_allocator(predicted, 3 * predicted if kept else predicted)
-    largest = {g.scaled: g for g in sorted(plan.grains, key=lambda g: g.reach[0].length * g.reach[1].length)}
+    largest = {
+        g.scaled: g for g in sorted(plan.grains, key=lambda g: g.footprint[0].length * g.footprint[1].length)
+    }
     for grain in 2 * list(largest.values()):
         predictor.run(plan.schedule, grain, image).copy()  # Ray has one in its object store
         peaks.append(peak_resident_bytes() - baseline)

@@ -55,8 +55,8 @@ def test_lists_all_as_json():
     assert list(listed) == list(DATASETS)
     assert listed["ade20k"]["classes"] == 150
     assert listed["gta5"]["train_size"] == [512, 512]
-    assert listed["apolloscape"]["targets"][0] == "car"
-    assert listed["camvid"]["targets"] == list(dataset("camvid").classes)
+    assert listed["apolloscape"]["target_classes"][0] == "car"
+    assert listed["camvid"]["target_classes"] == list(dataset("camvid").classes)
 
 
 def test_shows_one():

@@ -27,7 +27,7 @@ def test_tables_are_consistent(known):
     colours = dict(zip(known.classes, known.palette, strict=True))
     colours.pop(SHARED_COLOURS.get(known.name, [None])[0], None)
     assert len(set(colours.values())) == len(colours)
-    assert set(known.small_thin) | set(known.targets) <= set(known.classes)
+    assert set(known.small_thin) | set(known.target_classes) <= set(known.classes)
     assert pickle.loads(pickle.dumps(known)) == known  # it travels to workers
     for encoding in known.encodings.values():
         train_ids = {i for i in encoding.values() if i is not None}

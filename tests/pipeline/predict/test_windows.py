@@ -166,7 +166,7 @@ def test_a_merger_holds_a_band():
     plan = plan_windows((2000, 80), spec)
     merger, most = Merger(plan, scores=False), 0
     for grain in plan.grains:
-        (top, bottom), (left, right) = grain.reach
+        (top, bottom), (left, right) = grain.footprint
         merger.add(grain, np.ones((5, bottom - top, right - left), np.float32))
         most = max(most, sum(band.shape[1] for band in merger._bands.values()))
     assert most <= 128 + 3 * 64 + 64
