@@ -8,17 +8,26 @@ doesn't depend on the image is computed as it is and becomes a constant.
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from fullres.models.full_resolution.geometry import Sliding
+from fullres.models.full_resolution.neighbours import (
+    average_pool,
+    convolution,
+    convolution_sliding,
+    max_pool,
+    padded,
+    resize,
+    sliced,
+    slid,
+    unpadded,
+    unshuffled,
+)
 from fullres.models.full_resolution.operations import (
     NCHW,
     Refused,
@@ -31,9 +40,7 @@ from fullres.models.full_resolution.steps import (
     IMAGE,
     Apply,
     Input,
-    Pair,
     Pointwise,
-    Size,
     Step,
     UnsupportedModule,
     walk,
@@ -53,7 +60,7 @@ class Recorder(TorchDispatchMode):
         self.steps: dict[str, Step] = {}
         self.resized: list[str] = []  # resizes to the image's size, which are left out
         self.computed: set[str] = set()  # modules whose weights are computed from parameters
-        self._image = image
+        self.image = image
         self._within: list[nn.Module] = []
         self._whole: nn.Module | None = None  # the module among `_WHOLE` that runs
         # Tensors are kept, or their ids would be given to others. Of each: what it is, and how often its
@@ -74,7 +81,7 @@ class Recorder(TorchDispatchMode):
         _, value, writes = self._known[id(tensor)]
         if writes != self._writes.get(_memory(tensor), 0):
             raise Refused("it reads a tensor that was written to through a part or another view of it")
-        if not (value.dtype == self._image.dtype or value.dtype == torch.bool):
+        if not (value.dtype == self.image.dtype or value.dtype == torch.bool):
             raise Refused(f"it reads {str(value.dtype).removeprefix('torch.')}, not features")
         return value
 
@@ -141,21 +148,21 @@ class Recorder(TorchDispatchMode):
             if value.axes[2] == len(value.shape) - 1:
                 raise Refused("it reads whole rows")
             called = replace(value, expression=Apply(module, (value.expression,)), shape=tuple(out.shape))
-            self._set(out, self._settled(called, "linear"))
+            self._set(out, self.settled(called, "linear"))
             return
         name, value = self.features(x)
         if isinstance(module, nn.Conv2d):
             if module.padding_mode != "zeros":
                 raise Refused(f"padding_mode is '{module.padding_mode}', only 'zeros' is possible")
             step = Step("", "convolution", (name,), module, module.out_channels)
-            self._set(out, self._slid(step, value, _convolution_sliding(module), out))
+            self._set(out, slid(self, step, value, convolution_sliding(module), out))
             return
-        self._unpadded(value)
+        unpadded(value)
         if isinstance(module, NORMS) and module.running_mean is None:
             raise Refused(
                 "without running statistics it depends on the whole image; track_running_stats=True"
             )
-        self._set(out, self._added(Step("", "pointwise", (name,), module, out.shape[1]), value, out))
+        self._set(out, self.added(Step("", "pointwise", (name,), module, out.shape[1]), value, out))
 
     # --- functions ---
 
@@ -207,36 +214,36 @@ class Recorder(TorchDispatchMode):
         given = arguments(function, args, kwargs)
         x = next(t for t in tree_flatten((args, kwargs))[0] if isinstance(t, FakeTensor))
         sliding = {
-            "convolution": self._convolution, "max_pool2d_with_indices": self._max_pool,
-            "avg_pool2d": self._average_pool, "pixel_unshuffle": self._unshuffled,
+            "convolution": convolution, "max_pool2d_with_indices": max_pool,
+            "avg_pool2d": average_pool, "pixel_unshuffle": unshuffled,
         }  # fmt: skip
         if name in sliding:
-            return [sliding[name](given, x, out[0]), *[None] * (len(out) - 1)]
+            return [sliding[name](self, given, x, out[0]), *[None] * (len(out) - 1)]
         if name.startswith(("upsample_", "_upsample_")):
-            return [self._resize(name, x, out[0])]
+            return [resize(self, name, x, out[0])]
         if name == "slice" and given["dim"] % x.dim() in self.value(x).axes:
-            return [self._sliced(given, x, out[0])]
+            return [sliced(self, given, x, out[0])]
         args, kwargs = tree_map_only(FakeTensor, self.value, (args, kwargs))
         for value in read_values((args, kwargs)):
-            self._unpadded(value)
-        if name == "constant_pad_nd" and (padded := self._padded(given, args[0], out[0])):
-            return [padded]
-        self._constants(args)
+            unpadded(value)
+        if name == "constant_pad_nd" and (around := padded(given, args[0], out[0])):
+            return [around]
+        self.constants(args)
         results = result_of(function, args, kwargs, [t.shape for t in out])
         for tensor in out:
-            if tensor.dtype.is_floating_point and tensor.dtype != self._image.dtype:
+            if tensor.dtype.is_floating_point and tensor.dtype != self.image.dtype:
                 raise Refused(f"it changes the precision to {str(tensor.dtype).removeprefix('torch.')}")
         return [
-            None if value is None else self._settled(replace(value, dtype=tensor.dtype), name)
+            None if value is None else self.settled(replace(value, dtype=tensor.dtype), name)
             for value, tensor in zip(results, out, strict=True)
         ]
 
-    def _constants(self, args: Any) -> None:
+    def constants(self, args: Any) -> None:
         """Notes whose constants are computed from parameters: gradients would not reach those."""
         if any(id(t) in self._derived for t in tree_flatten(args)[0] if isinstance(t, Tensor)):
             self.computed.add(self.where())
 
-    def _settled(self, value: Value, name: str) -> Value:
+    def settled(self, value: Value, name: str) -> Value:
         """As a step of its own where it is N x C x H x W; anything between stays an expression."""
         if value.axes != NCHW or len(value.shape) != 4:
             return value
@@ -244,16 +251,16 @@ class Recorder(TorchDispatchMode):
         assert isinstance(root, Apply)
         inputs = list(dict.fromkeys(part.name for part in walk(root) if isinstance(part, Input)))
         with unset_fake_temporarily():
-            call = Pointwise(root, inputs, self._image.dtype)
+            call = Pointwise(root, inputs, self.image.dtype)
         step = Step("", "pointwise", tuple(inputs), call, value.shape[1], stride=value.stride)
-        return replace(value, expression=Input(self._append(step, name.strip("_"))))
+        return replace(value, expression=Input(self.append(step, name.strip("_"))))
 
-    def _added(self, step: Step, value: Value, out: Tensor) -> Value:
+    def added(self, step: Step, value: Value, out: Tensor) -> Value:
         step = replace(step, stride=value.stride) if step.op == "pointwise" else step
-        name = self._append(step, "")
+        name = self.append(step, "")
         return Value(Input(name), tuple(out.shape), step.stride, dtype=out.dtype)
 
-    def _append(self, step: Step, function: str) -> str:
+    def append(self, step: Step, function: str) -> str:
         path = self.names.get(id(step.call)) or self.names.get(
             id(self._within[-1] if self._within else None), ""
         )
@@ -264,126 +271,6 @@ class Recorder(TorchDispatchMode):
             name = f"{base}#{count}"
         self.steps[name] = replace(step, name=name)
         return name
-
-    @staticmethod
-    def _unpadded(value: Value) -> None:
-        if value.pad:
-            raise Refused("it reads padded features; only convolutions and pools may follow on padding")
-
-    # --- what reads neighbours ---
-
-    def _slid(self, step: Step, value: Value, sliding: tuple[Sliding, Sliding], out: Tensor) -> Value:
-        """A step that slides over `value`, whose own padding it takes over."""
-        left, right, top, bottom = value.pad or (0, 0, 0, 0)
-        for axis, extra in zip(sliding, (top + bottom, left + right), strict=True):
-            wanted, padding = axis.dilation * (axis.kernel - 1), 2 * axis.padding + extra
-            if axis.stride == 1 and axis.kernel > 1 and axis.kernel % 2 == 1 and padding != wanted:
-                raise Refused(
-                    f"kernel {axis.kernel} with padding {axis.padding} and dilation {axis.dilation} does not "
-                    f"keep the size; padding {wanted // 2} would"
-                )
-        rows = replace(sliding[0], padding=sliding[0].padding + top)
-        columns = replace(sliding[1], padding=sliding[1].padding + left)
-        for axis in (rows, columns):
-            if axis.receptive_field[1] < 0:
-                raise Refused(
-                    f"kernel {axis.kernel} with padding {axis.padding} reads padding alone at the border"
-                )
-        stride = (value.stride[0] * rows.stride, value.stride[1] * columns.stride)
-        return self._added(replace(step, sliding=(rows, columns), stride=stride), value, out)
-
-    def _convolution(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
-        name, value = self.features(x)
-        weight, bias = given["weight"], given["bias"]
-        if given["transposed"]:
-            raise Refused("it is a transposed convolution, which adds what lies between pixels")
-        if isinstance(weight, FakeTensor) or isinstance(bias, FakeTensor):
-            raise Refused("its weights are computed from the image")
-        self._constants([weight, bias])
-        conv = nn.Conv2d(
-            weight.shape[1] * given["groups"], weight.shape[0], tuple(weight.shape[2:]), given["stride"],
-            given["padding"], given["dilation"], given["groups"], bias is not None, device="meta",
-        ).eval()  # fmt: skip
-        with unset_fake_temporarily():
-            conv.weight = _parameter(weight)
-            conv.bias = None if bias is None else _parameter(bias)
-        step = Step("", "convolution", (name,), conv, conv.out_channels)
-        return self._slid(step, value, _convolution_sliding(conv), out)
-
-    def _max_pool(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
-        name, value = self.features(x)
-        kernel, stride, padding, dilation = _window(given)
-        if value.pad and any(padding):
-            raise Refused("it pads with nothing what was padded with zeros")
-        call = partial(torch.max_pool2d, kernel_size=kernel, dilation=dilation)
-        step = Step("", "max_pool_zeros" if value.pad else "max_pool", (name,), call, out.shape[1])
-        return self._slid(step, value, _sliding(kernel, stride, padding, dilation), out)
-
-    def _average_pool(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
-        name, value = self.features(x)
-        kernel, stride, padding, _ = _window(given)
-        divisor = given["divisor_override"]
-        inside = not given["count_include_pad"] or (given["ceil_mode"] and not any(padding))
-        if value.pad and inside:
-            raise Refused("it counts only what lies inside padded features")
-        op = "average_pool_inside" if inside and divisor is None else "average_pool"
-        call = partial(F.avg_pool2d, kernel_size=kernel, divisor_override=divisor)
-        step = Step("", op, (name,), call, out.shape[1])
-        return self._slid(step, value, _sliding(kernel, stride, padding, (1, 1)), out)
-
-    def _pick(self, x: Value, start: Pair, stride: Pair) -> Value:
-        """Every stride-th element: a pool of one. Behind the border there are zeros."""
-        assert isinstance(x.expression, Input)
-        call = partial(torch.max_pool2d, kernel_size=(1, 1))
-        op = "max_pool" if start == (0, 0) else "max_pool_zeros"
-        sliding = (Sliding(1, stride[0], -start[0]), Sliding(1, stride[1], -start[1]))
-        own = (x.stride[0] * stride[0], x.stride[1] * stride[1])
-        name = self._append(Step("", op, (x.expression.name,), call, x.shape[1], sliding, own), "pick")
-        rows, columns = (-(-(n - o) // s) for n, o, s in zip(x.shape[2:], start, stride, strict=True))
-        return replace(x, expression=Input(name), shape=(*x.shape[:2], rows, columns), stride=own)
-
-    def _sliced(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
-        value = self.value(x)
-        dim, step, start = given["dim"] % x.dim(), given["step"], given["start"] or 0
-        length = value.shape[dim]
-        end = length if given["end"] is None else given["end"]
-        if dim == value.axes[0] or start < 0 or start >= step or not (end >= length):
-            raise Refused("it takes a part of the rows, columns or images")
-        if step == 1:
-            return value
-        self._unpadded(value)
-        self.features(x)
-        along = (step, 1) if dim == 2 else (1, step)
-        return self._pick(value, (start, 0) if dim == 2 else (0, start), along)
-
-    def _unshuffled(self, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
-        """Space to depth: each of the r x r phases as channels."""
-        _, value = self.features(x)
-        self._unpadded(value)
-        r = given["downscale_factor"]
-        picks = [self._pick(value, (i, j), (r, r)) for i in range(r) for j in range(r)]
-        stacked = Apply("aten.stack.default", ([p.expression for p in picks], 2))
-        joined = Apply("aten.view.default", (stacked, [Size(0), out.shape[1], Size(2), Size(3)]))
-        return self._settled(replace(picks[0], expression=joined, shape=tuple(out.shape)), "pixel_unshuffle")
-
-    def _padded(self, given: dict[str, Any], value: Value, out: Tensor) -> Value | None:
-        """Zeros around rows and columns, for the reader to add; None if only channels are padded."""
-        pad = given["pad"]
-        if not any(pad[:4]) and value.axes == NCHW:
-            return None
-        if value.axes != NCHW or any(pad[4:]) or given["value"] != 0 or min(pad[:4]) < 0:
-            raise Refused("only zeros around rows and columns are possible, or channels")
-        if not isinstance(value.expression, Input):
-            raise Refused("only features N x C x H x W are possible")
-        return replace(value, shape=tuple(out.shape), pad=tuple(pad[:4]))
-
-    def _resize(self, name: str, x: Tensor, out: Tensor) -> Value:
-        _, value = self.features(x)
-        self._unpadded(value)
-        if out.shape[2:] != self._image.shape[2:]:
-            raise Refused("it resizes features, and not to the image's size at the end")
-        self.resized.append(self.where(None, name.strip("_")))
-        return replace(value, shape=tuple(out.shape), resized=True)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -402,36 +289,3 @@ def _is_whole(module: nn.Module) -> bool:
     if kind is None or "forward" in vars(module) or type(module).forward is not kind.forward:
         return False
     return not isinstance(module, nn.Conv2d) or type(module)._conv_forward is nn.Conv2d._conv_forward
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    if isinstance(tensor, nn.Parameter):
-        return tensor
-    return nn.Parameter(tensor.detach(), requires_grad=False)
-
-
-def _pair(x: Any) -> Pair:
-    return (x, x) if isinstance(x, int) else (x[0], x[-1])
-
-
-def _window(given: dict[str, Any]) -> tuple[Pair, Pair, Pair, Pair]:
-    """Kernel, stride, padding and dilation of a pool."""
-    kernel = _pair(given["kernel_size"])
-    stride = _pair(given["stride"]) if given["stride"] else kernel
-    return kernel, stride, _pair(given["padding"]), _pair(given.get("dilation", 1))
-
-
-def _sliding(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Sliding, Sliding]:
-    rows, columns = (Sliding(*axis) for axis in zip(kernel, stride, padding, dilation, strict=True))
-    return rows, columns
-
-
-def _convolution_sliding(conv: nn.Conv2d) -> tuple[Sliding, Sliding]:
-    kernel, stride, dilation = _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
-    if isinstance(conv.padding, str):
-        # torch pads the odd element of 'same' at the end
-        same = conv.padding == "same"
-        padding = tuple(d * (k - 1) // 2 if same else 0 for k, d in zip(kernel, dilation, strict=True))
-    else:
-        padding = _pair(conv.padding)
-    return _sliding(kernel, stride, (padding[0], padding[1]), dilation)

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from fullres.models.full_resolution.geometry import POINT
+from fullres.models.full_resolution.neighbours import unpadded
 from fullres.models.full_resolution.operations import NCHW, Refused, Value
 from fullres.models.full_resolution.record import Recorder
 from fullres.models.full_resolution.steps import (
@@ -212,7 +213,7 @@ def _output(name: str, path: str, recorder: Recorder, tensor: Tensor) -> Value:
     where = f"output '{path}' of {name}" if path else f"the output of {name}"
     try:
         value = recorder.value(tensor)
-        recorder._unpadded(value)
+        unpadded(value)
     except Refused as why:
         raise UnsupportedModule(f"{where} has no full-resolution form: {why}") from None
     if not isinstance(value.expression, Input) or value.axes != NCHW or value.dtype == torch.bool:
