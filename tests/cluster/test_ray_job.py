@@ -79,6 +79,8 @@ def head(tmp_path_factory):
     # Ray installs the wheel with pip: without this, torch and all the rest with it
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PIP_NO_DEPS": "1"}
+    # The dashboard gives up after half a minute, which a busy machine may need.
+    environment |= {"RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "280"}
     environment["PATH"] = f"{RAY.parent}:{environment['PATH']}"  # jobs run this Python
     with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
