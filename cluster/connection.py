@@ -63,22 +63,16 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
     at = (node["NodeManagerAddress"], node["NodeManagerPort"])
     threading.Thread(target=_watch_node, args=(at, ended), daemon=True).start()
     try:
-        with _without_pushed_logs():
+        # Ray prints pages of a dead node's logs on standard output, and has no option against it.
+        with patch.object(ray._private.worker, "print_to_stdstream", _print_nothing, create=True):
             yield
     finally:
         ended.set()
         ray.shutdown()
 
 
-@contextmanager
-def _without_pushed_logs() -> Iterator[None]:
-    """Ray prints pages of a dead node's logs on standard output, and has no option against it."""
-    name = "print_to_stdstream"
-    if hasattr(ray._private.worker, name):
-        with patch.object(ray._private.worker, name, lambda *arguments, **named: None):
-            yield
-    else:
-        yield
+def _print_nothing(*arguments: object, **named: object) -> None:
+    pass
 
 
 def _store_bytes() -> int:

@@ -59,8 +59,7 @@ def _store_mappings() -> list[tuple[int, int]]:
 
 def available_bytes() -> int:
     """Memory that new processes can have: what the machine has free, or what the container's limit leaves."""
-    with open("/proc/meminfo") as file:
-        free = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))
+    free = _told("/proc/meminfo", "MemAvailable")
     group = Path("/sys/fs/cgroup")
     limit = group / "memory.max"
     if not limit.exists() or not (most := limit.read_text().strip()).isdecimal():
@@ -71,12 +70,12 @@ def available_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    return _status("VmRSS")
+    return _told("/proc/self/status", "VmRSS")
 
 
 def peak_resident_bytes() -> int:
     """The most that this process has had resident since it began, or since `forget_peak`."""
-    return _status("VmHWM")
+    return _told("/proc/self/status", "VmHWM")
 
 
 def forget_peak() -> None:
@@ -84,7 +83,8 @@ def forget_peak() -> None:
         file.write("5")  # resets VmHWM
 
 
-def _status(field: str) -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(field))
+def _told(path: str, field: str) -> int:
+    """Bytes, of a line in KiB."""
+    with open(path) as file:
+        line = next(line for line in file if line.startswith(field))
     return int(line.split()[1]) * 1024

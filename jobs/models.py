@@ -59,7 +59,7 @@ def _giga(macs: int) -> str:
 def _figures(entry: Entry, classes: int, height: int, width: int) -> dict[str, Any]:
     with torch.device("meta"):
         network = build(entry.name, classes).eval()
-    if "phases" in entry.training_options:  # every phase is wanted of a thousand: the plan knows
+    if entry.splits:  # the tree has a thousand leaves: its plan knows
         assert isinstance(network, HasFullResolution)
         resources = Resources(1, 1 << 50, "fp32", "cpu")
         macs = SplitMerge(network).plan((height, width), resources, scores=False).least_macs

@@ -49,6 +49,11 @@ class Entry:
     encoders: tuple[str, ...] = ("backbone",)
     authors_names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> bool:
+        """Whether its pooling splits (SMP): every phase is wanted, and training shrinks."""
+        return "phases" in self.training_options
+
 
 # hszhao/semseg's PSPNet: its stem is a row of layers, convolution, batch norm, ReLU, three times.
 _SEMSEG = {

@@ -32,7 +32,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 def check_network(model: str, width: float | None) -> None:
     """End the job where `network_of` has no such network."""
-    known = [name for name, entry in CATALOGUE.items() if "phases" in entry.training_options]
+    known = [name for name, entry in CATALOGUE.items() if entry.splits]
     if model not in known:
         fail(f"--model is '{model}': one of {', '.join(known)}")
     if width is None and not shipped_weights(model).exists():

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path
 
 from fullres.models.full_resolution.dilated import Dilated
+from fullres.models.full_resolution.operations import is_resize
 from fullres.models.full_resolution.split_merge import FullResolution, split_merge
 from fullres.models.full_resolution.steps import IMAGE, Pair, Step
 from fullres.models.full_resolution.trace import evaluation, path_of, unwrapped
@@ -35,6 +36,8 @@ class Comparison:
     compared_as_it_is: float
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def check(
     network: nn.Module,
     size: Pair,
@@ -47,25 +50,21 @@ def check(
 
     With the network run without subsampling every pixel is compared. With the network as it is, every phase,
     or 64 drawn ones, as far from the borders as an output reads; the first phase also at the upper and left
-    border, and everywhere if the network has an output for every 1, 2, 4, ... pixels of the image. The other
-    arguments are those of `split_merge`.
+    border, and at the others where strides leave no rest of `size`. The other arguments are those of
+    `split_merge`.
 
     Raises UnsupportedModule, and NetworkError where several outputs are to be compared.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        return _check(network, size, in_channels, output, torch.Generator().manual_seed(seed))
-
-
-def _check(
-    network: nn.Module, size: Pair, in_channels: int | None, output: str | None, random: torch.Generator
-) -> Comparison:
     tree = split_merge(network, in_channels=in_channels, output=output)
     if len(tree.outputs) != 1:
         raise NetworkError(f"the network has {len(tree.outputs)} outputs: choose one with output=")
+    random = torch.Generator().manual_seed(seed)
     like = next(iter(network.parameters()), torch.empty(0))
     image = torch.randn((1, tree.in_channels, *size), generator=random).to(like)
     phases = list(product(range(tree.stride[0]), range(tree.stride[1])))
     drawn = torch.randperm(len(phases), generator=random)[:_PHASES].tolist()
+    fields = [field_of(tree, axis) for axis in (0, 1)]
+    no_rest = [_keeps_length(tree, axis, size[axis]) for axis in (0, 1)]
     as_it_is, compared = 0.0, 0
     own = unwrapped(network)
     with evaluation(own):
@@ -82,7 +81,10 @@ def _check(
                 alone = _chosen(own(part), output)
             lattice = full[:, :, y :: tree.stride[0], x :: tree.stride[1]]
             rows, columns = (
-                _inside(tree, a, (y, x)[a], size[a], ends[a], alone.shape[2 + a]) for a in (0, 1)
+                slice(0, None)
+                if (y, x)[a] == 0 and no_rest[a]
+                else _inside(fields[a], (y, x)[a], tree.stride[a], ends[a], alone.shape[2 + a])
+                for a in (0, 1)
             )
             one, other = lattice[:, :, rows, columns], alone[:, :, rows, columns]
             if one.numel():
@@ -110,19 +112,18 @@ def field_of(tree: FullResolution, axis: int) -> Pair:
     return needed[IMAGE]
 
 
-def _inside(tree: FullResolution, axis: int, phase: int, size: int, end: int, outputs: int) -> slice:
-    """The outputs of a shifted run that read neither before its first pixel nor behind its last; there too
-    where the image ends there and the network's features are as long as the lattices."""
-    reach, stride = field_of(tree, axis), tree.stride[axis]
-    first = -(reach[0] // stride) if phase else 0
-    last = (end - 1 - reach[1] - phase) // stride
-    if phase == 0 and end == size and _keeps_length(tree, axis, size):
-        last = outputs - 1
+def _inside(field: Pair, phase: int, stride: int, end: int, outputs: int) -> slice:
+    """The outputs of a shifted run that read neither before its first pixel nor behind its last."""
+    first = -(field[0] // stride) if phase else 0
+    last = (end - 1 - field[1] - phase) // stride
     return slice(first, max(first, min(last + 1, outputs)))
 
 
 def _keeps_length(tree: FullResolution, axis: int, size: int) -> bool:
-    """Whether every step of the network makes one element a stride of `size` pixels, no more and no less."""
+    """Whether every step of the network makes one element a stride of `size` pixels, neither more nor fewer:
+    it is the first phase then, at both borders."""
+    if size % tree.stride[axis]:
+        return False
     steps = [step for level in tree.levels for step in level.steps]
     length = {s.name: size // s.stride[axis] for s in steps} | {IMAGE: size}
     stride = {s.name: s.stride[axis] for s in steps} | {IMAGE: 1}
@@ -151,5 +152,4 @@ class _WithoutResize(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        resizes = function.overloadpacket.__name__.startswith(("upsample_", "_upsample_"))
-        return args[0] if resizes and result.shape[2:] == self.size else result
+        return args[0] if is_resize(function) and result.shape[2:] == self.size else result

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fullres.models.full_resolution.operations import arguments
-from fullres.models.full_resolution.steps import Pair
+from fullres.models.full_resolution.operations import arguments, is_resize
+from fullres.models.full_resolution.steps import Pair, pair
 
 
 class Dilated(TorchDispatchMode):
@@ -39,7 +39,7 @@ class Dilated(TorchDispatchMode):
             "avg_pool2d": self._average_pool, "pixel_unshuffle": self._unshuffled,
             "slice": self._sliced, "constant_pad_nd": self._padded,
         }  # fmt: skip
-        if tensors and name.startswith(("upsample_", "_upsample_")):
+        if tensors and is_resize(function):
             return tensors[0]
         if tensors and name in own and tensors[0].shape[2:] == self.size:
             given = arguments(function, args, kwargs)
@@ -70,20 +70,20 @@ class Dilated(TorchDispatchMode):
         return sy * dy, sx * dx
 
     def _convolution(self, x: Tensor, given: dict[str, Any]) -> Tensor:
-        weight, dilation = given["weight"], _pair(given["dilation"])
-        around = self._around(x, (weight.shape[2], weight.shape[3]), _pair(given["padding"]), dilation)
+        weight, dilation = given["weight"], pair(given["dilation"])
+        around = self._around(x, (weight.shape[2], weight.shape[3]), pair(given["padding"]), dilation)
         out = F.conv2d(around, weight, given["bias"], 1, 0, self._spread(x, dilation), given["groups"])
-        return self._made(out, x, _pair(given["stride"]))
+        return self._made(out, x, pair(given["stride"]))
 
     def _max_pool(self, x: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        kernel, dilation = _pair(given["kernel_size"]), _pair(given["dilation"])
+        kernel, dilation = pair(given["kernel_size"]), pair(given["dilation"])
         value = 0.0 if x in self._pad else -torch.inf
-        around = self._around(x, kernel, _pair(given["padding"]), dilation, value)
+        around = self._around(x, kernel, pair(given["padding"]), dilation, value)
         out, indices = F.max_pool2d_with_indices(around, kernel, (1, 1), (0, 0), self._spread(x, dilation))
-        return self._made(out, x, _pair(given["stride"] or kernel)), indices
+        return self._made(out, x, pair(given["stride"] or kernel)), indices
 
     def _average_pool(self, x: Tensor, given: dict[str, Any]) -> Tensor:
-        kernel, padding = _pair(given["kernel_size"]), _pair(given["padding"])
+        kernel, padding = pair(given["kernel_size"]), pair(given["padding"])
         ones = torch.ones((x.shape[1], 1, *kernel), dtype=x.dtype, device=x.device)
 
         def total(values: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Dilated(TorchDispatchMode):
         inside = not given["count_include_pad"] or (given["ceil_mode"] and not any(padding))
         if inside and not given["divisor_override"]:
             divisor = total(torch.ones_like(x))
-        return self._made(total(x) / divisor, x, _pair(given["stride"] or kernel))
+        return self._made(total(x) / divisor, x, pair(given["stride"] or kernel))
 
     def _shifted(self, x: Tensor, y: int, right: int) -> Tensor:
         """What lies `y` and `right` elements of its lattice further, zeros behind the border."""
@@ -122,7 +122,3 @@ class Dilated(TorchDispatchMode):
         result = self._made(x.clone(), x, (1, 1))
         self._pad[result] = (*pad[:4], *[0] * (4 - len(pad)))
         return result
-
-
-def _pair(x: Any) -> Pair:
-    return (x, x) if isinstance(x, int) else (x[0], x[-1])

@@ -67,10 +67,6 @@ class Sliding:
         """First and last element read, relative to the element written."""
         return -self.padding, self.dilation * (self.kernel - 1) - self.padding
 
-    @property
-    def keeps_size(self) -> bool:
-        return 2 * self.padding == self.dilation * (self.kernel - 1)
-
     def reads(self, out: AnySpan, shift: Any = 0, stride: int = 1) -> AnySpan:
         """Input elements read for output elements `out`, unclipped, when the input has `stride` elements for
         one output element and output element 0 lies on input element `shift`."""

@@ -6,7 +6,7 @@ and returns what that is. Raises Refused.
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from fullres.models.full_resolution.geometry import Sliding
 from fullres.models.full_resolution.operations import NCHW, Refused, Value
-from fullres.models.full_resolution.steps import Apply, Input, Pair, Size, Step
+from fullres.models.full_resolution.steps import Apply, Input, Pair, Size, Step, pair
 
-
-class Recording(Protocol):
-    """What is used of the recorder."""
-
-    image: Tensor
-    resized: list[str]
-
-    def value(self, tensor: Tensor) -> Value: ...
-    def features(self, tensor: Tensor) -> tuple[str, Value]: ...
-    def where(self, module: nn.Module | None = None, function: str = "") -> str: ...
-    def constants(self, args: Any) -> None: ...
-    def settled(self, value: Value, name: str) -> Value: ...
-    def added(self, step: Step, value: Value, out: Tensor) -> Value: ...
-    def append(self, step: Step, function: str) -> str: ...
+if TYPE_CHECKING:
+    from fullres.models.full_resolution.record import Recorder
 
 
 def unpadded(value: Value) -> None:
@@ -39,7 +27,7 @@ def unpadded(value: Value) -> None:
 
 
 def slid(
-    recorder: Recording, step: Step, value: Value, sliding: tuple[Sliding, Sliding], out: Tensor
+    recorder: "Recorder", step: Step, value: Value, sliding: tuple[Sliding, Sliding], out: Tensor
 ) -> Value:
     """A step that slides over `value`, whose own padding it takes over."""
     left, right, top, bottom = value.pad or (0, 0, 0, 0)
@@ -61,7 +49,7 @@ def slid(
     return recorder.added(replace(step, sliding=(rows, columns), stride=stride), value, out)
 
 
-def convolution(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
+def convolution(recorder: "Recorder", given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
     name, value = recorder.features(x)
     weight, bias = given["weight"], given["bias"]
     if given["transposed"]:
@@ -80,7 +68,7 @@ def convolution(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tens
     return slid(recorder, step, value, convolution_sliding(conv), out)
 
 
-def max_pool(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
+def max_pool(recorder: "Recorder", given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
     name, value = recorder.features(x)
     kernel, stride, padding, dilation = _window(given)
     if value.pad and any(padding):
@@ -90,7 +78,7 @@ def max_pool(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor)
     return slid(recorder, step, value, _sliding(kernel, stride, padding, dilation), out)
 
 
-def average_pool(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
+def average_pool(recorder: "Recorder", given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
     name, value = recorder.features(x)
     kernel, stride, padding, _ = _window(given)
     divisor = given["divisor_override"]
@@ -103,7 +91,7 @@ def average_pool(recorder: Recording, given: dict[str, Any], x: Tensor, out: Ten
     return slid(recorder, step, value, _sliding(kernel, stride, padding, (1, 1)), out)
 
 
-def pick(recorder: Recording, x: Value, start: Pair, stride: Pair) -> Value:
+def pick(recorder: "Recorder", x: Value, start: Pair, stride: Pair) -> Value:
     """Every stride-th element: a pool of one. Behind the border there are zeros."""
     assert isinstance(x.expression, Input)
     call = partial(torch.max_pool2d, kernel_size=(1, 1))
@@ -115,7 +103,7 @@ def pick(recorder: Recording, x: Value, start: Pair, stride: Pair) -> Value:
     return replace(x, expression=Input(name), shape=(*x.shape[:2], rows, columns), stride=own)
 
 
-def sliced(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
+def sliced(recorder: "Recorder", given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
     value = recorder.value(x)
     dim, step, start = given["dim"] % x.dim(), given["step"], given["start"] or 0
     length = value.shape[dim]
@@ -130,7 +118,7 @@ def sliced(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -
     return pick(recorder, value, (start, 0) if dim == 2 else (0, start), along)
 
 
-def unshuffled(recorder: Recording, given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
+def unshuffled(recorder: "Recorder", given: dict[str, Any], x: Tensor, out: Tensor) -> Value:
     """Space to depth: each of the r x r phases as channels."""
     _, value = recorder.features(x)
     unpadded(value)
@@ -153,7 +141,7 @@ def padded(given: dict[str, Any], value: Value, out: Tensor) -> Value | None:
     return replace(value, shape=tuple(out.shape), pad=tuple(pad[:4]))
 
 
-def resize(recorder: Recording, name: str, x: Tensor, out: Tensor) -> Value:
+def resize(recorder: "Recorder", name: str, x: Tensor, out: Tensor) -> Value:
     _, value = recorder.features(x)
     unpadded(value)
     if out.shape[2:] != recorder.image.shape[2:]:
@@ -168,15 +156,11 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-def _pair(x: Any) -> Pair:
-    return (x, x) if isinstance(x, int) else (x[0], x[-1])
-
-
 def _window(given: dict[str, Any]) -> tuple[Pair, Pair, Pair, Pair]:
     """Kernel, stride, padding and dilation of a pool."""
-    kernel = _pair(given["kernel_size"])
-    stride = _pair(given["stride"]) if given["stride"] else kernel
-    return kernel, stride, _pair(given["padding"]), _pair(given.get("dilation", 1))
+    kernel = pair(given["kernel_size"])
+    stride = pair(given["stride"]) if given["stride"] else kernel
+    return kernel, stride, pair(given["padding"]), pair(given.get("dilation", 1))
 
 
 def _sliding(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple[Sliding, Sliding]:
@@ -185,11 +169,11 @@ def _sliding(kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> tuple
 
 
 def convolution_sliding(conv: nn.Conv2d) -> tuple[Sliding, Sliding]:
-    kernel, stride, dilation = _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
+    kernel, stride, dilation = pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation)
     if isinstance(conv.padding, str):
         # torch pads the odd element of 'same' at the end
         same = conv.padding == "same"
         padding = tuple(d * (k - 1) // 2 if same else 0 for k, d in zip(kernel, dilation, strict=True))
     else:
-        padding = _pair(conv.padding)
+        padding = pair(conv.padding)
     return _sliding(kernel, stride, (padding[0], padding[1]), dilation)

@@ -58,6 +58,10 @@ def arguments(function: Any, args: Iterable[Any], kwargs: dict[str, Any]) -> dic
     return given | dict(zip((a.name for a in schema), args, strict=False)) | kwargs
 
 
+def is_resize(function: Any) -> bool:
+    return function.overloadpacket.__name__.startswith(("upsample_", "_upsample_"))
+
+
 def read_values(part: Any) -> list[Value]:
     if isinstance(part, Value):
         return [part]

@@ -33,6 +33,7 @@ from fullres.models.full_resolution.operations import (
     Refused,
     Value,
     arguments,
+    is_resize,
     read_values,
     result_of,
 )
@@ -219,7 +220,7 @@ class Recorder(TorchDispatchMode):
         }  # fmt: skip
         if name in sliding:
             return [sliding[name](self, given, x, out[0]), *[None] * (len(out) - 1)]
-        if name.startswith(("upsample_", "_upsample_")):
+        if is_resize(function):
             return [resize(self, name, x, out[0])]
         if name == "slice" and given["dim"] % x.dim() in self.value(x).axes:
             return [sliced(self, given, x, out[0])]

@@ -15,6 +15,11 @@ IMAGE = "<image>"  # no module has such a name
 Pair = tuple[int, int]
 
 
+def pair(x: Any) -> Pair:
+    """Of rows and columns, where torch takes one number for both."""
+    return (x, x) if isinstance(x, int) else (x[0], x[-1])
+
+
 class UnsupportedModule(FullresError, ValueError):
     """A part of a network that has no full-resolution form. The message names it and says why."""
 

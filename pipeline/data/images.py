@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -35,6 +36,9 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # OpenCV's limit where the environment sets no other.
 _LIMIT_VARIABLE, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 30
+
+
+Content = TypeVar("Content", bytes, memoryview)
 
 
 class ImageError(FullresError):
@@ -142,21 +146,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageError: missing, empty, not an image, of no pixels or of more than OpenCV decodes. A file cut
             short behind its header goes unnoticed.
     """
-    size = oriented_size(_mapped(path))
+    size = oriented_size(_content(path, _mapped))
     if size is None:
         return read_image(path).shape[:2]
     _check_size(path, size)
     return size
 
 
-def _mapped(path: str | Path) -> memoryview:
-    """A file's content; only those pages are read that are looked at. Raises as `read_bytes` does."""
-    try:
-        if not Path(path).stat().st_size:
-            raise ImageError(f"{path}: empty file")
-        return memoryview(np.memmap(path, np.uint8, "r"))  # type: ignore[arg-type]
-    except OSError as error:
-        raise ImageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+def _mapped(path: Path) -> memoryview:
+    """A file's content; only those pages are read that are looked at."""
+    return memoryview(np.memmap(path, np.uint8, "r") if path.stat().st_size else b"")  # type: ignore[arg-type]
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
@@ -213,11 +212,15 @@ def _images_of(given: str | Path) -> list[tuple[Path, Path]]:
 
 def read_bytes(path: str | Path) -> bytes:
     """A file's content. Raises ImageError: missing, unreadable or empty."""
+    return _content(path, Path.read_bytes)
+
+
+def _content(path: str | Path, read: Callable[[Path], Content]) -> Content:
     try:
-        data = Path(path).read_bytes()
+        data = read(Path(path))
     except OSError as error:
         raise ImageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    if not data:
+    if not len(data):
         raise ImageError(f"{path}: empty file")
     return data
 

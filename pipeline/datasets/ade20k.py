@@ -48,6 +48,6 @@ ADE20K = Dataset(
         name: Split(f"images/{folder}", f"annotations/{folder}")
         for name, folder in (("train", "training"), ("val", "validation"))
     },
-    train_size=(473, 473),  # of PSPNet's published code; PSPNet gives no size
+    train_size=(473, 473),  # of PSPNet's published code; the paper gives no size
     encodings={"": {0: None, **{1 + i: i for i in range(len(_CLASSES))}}},
 )

@@ -111,7 +111,7 @@ def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> 
     with torch.device("meta"):
         network = build(config.name, 2, config.width).train()
         try:
-            if "phases" in CATALOGUE[config.name].training_options:
+            if CATALOGUE[config.name].splits:
                 # Shrink pooling leaves what strides leave, of the last phases the least.
                 network, stride = network.strided().train(), CATALOGUE[config.name].output_stride  # type: ignore[operator]
                 crop = (crop[0] // stride * stride, crop[1] // stride * stride)
