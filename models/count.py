@@ -1,9 +1,11 @@
 """How much a network computes, without computing it."""
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
+
+from fullres.models.memory import on_meta
 
 # Products of two activations (attention) are not counted, as papers leave them out of these figures.
 LAYERS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
@@ -14,18 +16,18 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
 
     Nothing is computed or stored: the network runs on tensors without data, whatever device it is on.
     """
-    like = next(network.parameters())
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-            image = torch.empty(1, 3, height, width, dtype=like.dtype, device=like.device)
-            with FlopCounterMode(display=False) as counter:
-                network(image)
-    finally:
-        for module in training:
-            module.training = True
+    copy = on_meta(network).eval()
+    for module in copy.modules():
+        if isinstance(module, _BatchNorm):  # it counts nothing, and torch takes long to find its shape
+            module.forward = _same  # type: ignore[assignment, method-assign]
+    image = torch.empty(1, 3, height, width, dtype=next(copy.parameters()).dtype, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy(image)
     return counted_macs(counter)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def counted_macs(counter: FlopCounterMode) -> int:

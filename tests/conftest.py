@@ -1,7 +1,13 @@
-"""The exit status is the tests': threads of Ray and torch can crash the interpreter after the last one."""
+"""The exit status is the tests': threads of Ray and torch can crash the interpreter after the last one.
+Hypothesis draws the same examples each time: a test must not fail by chance."""
 
 import os
 import sys
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 _status = 0
 

@@ -43,8 +43,8 @@ def assert_within(told):
     # bf16 without hardware for it takes ten times as long
     [
         ("fp32", 128, 2),
-        ("fp32", 256, 2),
         ("bf16", 128, 1),
+        pytest.param("fp32", 256, 2, marks=pytest.mark.slow),
         pytest.param("bf16", 256, 2, marks=pytest.mark.slow),
     ],
 )
@@ -92,7 +92,9 @@ def assert_windows_within(model, precision, kept=False, width=0.25, window=513, 
     assert predicted <= 1.5 * peak, told
 
 
-@pytest.mark.parametrize(("precision", "scales"), [("fp32", (0.6, 1)), ("bf16", (1,))])
+@pytest.mark.parametrize(
+    ("precision", "scales"), [("fp32", (0.6, 1)), pytest.param("bf16", (1,), marks=pytest.mark.slow)]
+)
 def test_windows(precision, scales):
     assert_windows_within("pspnet50", precision, scales=scales)
 

@@ -1,13 +1,11 @@
 """`fullres predict` by windows, scales and mirror images."""
 
 import json
-import os
 import re
 
 import numpy as np
 import pytest
 import torch
-from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
@@ -22,15 +20,9 @@ from fullres.pipeline.scenes import render_scene
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A cluster of three CPUs that all commands here run on."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 256 << 20})
-    os.environ["RAY_ADDRESS"] = cluster.address
-    yield
-    del os.environ["RAY_ADDRESS"]
-    cluster.shutdown()
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
 
 
 def network(name):

@@ -21,7 +21,7 @@ from tests.shared import DATA
 torch.set_num_threads(1)
 
 MIB = 1 << 20
-EXAMPLES = {"smp18": 4, "smp34": 2, "smp101": 1, "fcn32s18": 8, "fcn8s18": 8, "fcn8s50": 2, "vgg": 4}
+EXAMPLES = {"smp18": 3, "smp34": 1, "smp50": 1, "fcn32s18": 5, "fcn8s18": 5, "fcn8s50": 1, "vgg": 3}
 
 sides = st.integers(1, 97)
 sizes = st.tuples(sides, sides)
@@ -133,14 +133,14 @@ def test_tight_budgets_on_an_image_of_several_tiles(name):
         assert_same_labels(scores.argmax(0).astype(np.uint8), expected, 2e-5)
 
 
-@pytest.mark.parametrize("name", ["smp18", "smp50", "fcn8s18", "vgg"])
+@pytest.mark.parametrize("name", ["smp18", pytest.param("smp50", marks=pytest.mark.slow), "fcn8s18", "vgg"])
 @pytest.mark.parametrize("budget", [72 * MIB, 512 * MIB])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_bytes_do_not_depend_on_workers_or_order(name, budget, precision):
     predictor = Predictor(make(name), torch.device("cpu"), precision)
     size, image = (131, 259), random_image(131, 259)
     cuts, results = set(), set()
-    for workers in (1, 2, 3, 16, 50, 300):
+    for workers in (1, 3, 16, 300):
         plan = plan_image(
             predictor.tree,
             size,

@@ -94,7 +94,7 @@ specs = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(st.tuples(st.integers(20, 50), st.integers(20, 50)), specs, st.integers(4, 30))
 @example((20, 23), WindowSpec((1.0, 0.5), True, 9), 1)
 @example((21, 20), WindowSpec((1.3,), False, 1), 1)
