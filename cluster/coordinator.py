@@ -23,7 +23,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from fullres.cluster.connection import first_line
 from fullres.cluster.memory import release_store
-from fullres.cluster.stream import Options, Status, Task, WorkerState
+from fullres.cluster.stream import Options, Progress, Task, WorkerState
 from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker, waiting_for
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import FullresError
@@ -79,7 +79,7 @@ class Coordinator:
         self.options = options
         self.engine, self.sent_engine = engine, ray.put(packed(engine))
         self.plans: dict[Pair, PlanOfWork] = {}
-        self.status = Status(images=0)
+        self.progress = Progress(images=0)
         self.queue: deque[_Work] = deque()
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
         self.pings: dict[Any, WorkerState] = {}
@@ -94,17 +94,17 @@ class Coordinator:
         tasks: Sequence[Task],
         read: Read,
         write: Write,
-        report: Callable[[Status], None] = lambda status: None,
-    ) -> Status:
+        report: Callable[[Progress], None] = lambda progress: None,
+    ) -> Progress:
         """Label every image: `write(task, image, result)` gets H x W uint8 class ids, or classes x H x W
         scores.
 
         `read` and `write` run in threads of this process. An image that `read` refuses with ImageError, that
         no plan fits, that ten workers died of or whose `write` meets an OSError is left out and listed in the
-        status with its reason; `strict` raises instead.
+        progress with its reason; `strict` raises instead.
         `report` is called about ten times a second. Raises WorkersLost.
         """
-        self.status.images = len(tasks)
+        self.progress.images = len(tasks)
         waiting = deque(tasks)
         reads: deque[tuple[Task, Future[np.ndarray]]] = deque()
         writes: dict[Future[None], Task] = {}
@@ -124,19 +124,19 @@ class Coordinator:
                         writes[writers.submit(write, job.task, job.image, job.merger.result)] = job.task
                     for future in [f for f in writes if f.done()]:
                         task = writes.pop(future)
-                        self.status.in_flight -= 1
+                        self.progress.in_flight -= 1
                         try:
                             future.result()
-                            self.status.done += 1
+                            self.progress.done += 1
                         except OSError as error:
                             self._fail(task, f"its results can't be written: {error}")
                     self._watch()
-                    self.status.elapsed = time.monotonic() - self.status.begun
-                    report(self.status)
+                    self.progress.elapsed = time.monotonic() - self.progress.begun
+                    report(self.progress)
             finally:
                 for _, pending in reads:
                     pending.cancel()
-        return self.status
+        return self.progress
 
     def wait_for_workers(self) -> None:
         """Until every worker has loaded the network."""
@@ -148,12 +148,12 @@ class Coordinator:
 
     def close(self) -> None:
         """End the workers; their places are free for others."""
-        for worker in self.status.workers:
+        for worker in self.progress.workers:
             ray.kill(worker.handle)
 
     def _wants_more(self, writing: int) -> bool:
         """Whether the queue runs low. Not while results wait to be written: they hold memory."""
-        ready = sum(w.info is not None for w in self.status.workers)
+        ready = sum(w.info is not None for w in self.progress.workers)
         return len(self.queue) < _HELD * max(1, ready) and writing < 4
 
     def _admit(self, task: Task, future: "Future[np.ndarray]", images: int) -> None:
@@ -162,7 +162,7 @@ class Coordinator:
             size = (image.shape[0], image.shape[1])
             if size not in self.plans:
                 resources = Resources(
-                    len(self.status.workers), self.options.memory_budget, self.options.precision,
+                    len(self.progress.workers), self.options.memory_budget, self.options.precision,
                     self.options.device, images,
                 )  # fmt: skip
                 self.plans[size] = self.engine.plan(size, resources, self.options.scores)
@@ -175,16 +175,16 @@ class Coordinator:
             part = np.ascontiguousarray(image[rows.start : rows.stop, columns.start : columns.stop])
             parts.append(ray.put(part))
             part_bytes.append(part.nbytes)
-        self.status.image_bytes += image.nbytes
+        self.progress.image_bytes += image.nbytes
         job = _Job(task, plan, image, parts, part_bytes, self.engine.merger(plan, self.options.scores))
         self.queue.extend(_Work(job, grain) for grain in plan.grains)
-        self.status.grains += len(plan.grains)
-        self.status.in_flight += 1
+        self.progress.grains += len(plan.grains)
+        self.progress.in_flight += 1
 
     def _hand_out(self) -> None:
         """Grains to the workers that hold fewest."""
         while self.queue:
-            free = [w for w in self.status.workers if w.info is not None and len(w.held) < _HELD]
+            free = [w for w in self.progress.workers if w.info is not None and len(w.held) < _HELD]
             if not free:
                 return
             worker = min(free, key=lambda w: len(w.held))
@@ -198,7 +198,7 @@ class Coordinator:
             assert worker.info is not None
             if (tile, worker.info.node) not in work.job.sent:  # the workers of a node share one copy
                 work.job.sent.add((tile, worker.info.node))
-                self.status.bytes_out += work.job.part_bytes[tile]
+                self.progress.bytes_out += work.job.part_bytes[tile]
             worker.held[reference] = work
             self.running[reference] = (worker, work)
 
@@ -233,15 +233,15 @@ class Coordinator:
                 yield work.job
 
     def _merge(self, worker: WorkerState, work: _Work, done: Done) -> bool:
-        status, job = self.status, work.job
-        status.first_grain = status.first_grain or time.monotonic()
+        progress, job = self.progress, work.job
+        progress.first_grain = progress.first_grain or time.monotonic()
         worker.busy += done.busy
         worker.grains += 1
         worker.peak_bytes = max(worker.peak_bytes, done.peak_bytes)
-        status.grains_done += 1
-        status.macs_done += work.grain.macs
-        unread = status.bytes_back % _RELEASED + done.result.nbytes
-        status.bytes_back += done.result.nbytes
+        progress.grains_done += 1
+        progress.macs_done += work.grain.macs
+        unread = progress.bytes_back % _RELEASED + done.result.nbytes
+        progress.bytes_back += done.result.nbytes
         complete = not job.failed and job.merger.add(work.grain, done.result)
         if unread >= _RELEASED:
             release_store()
@@ -260,7 +260,7 @@ class Coordinator:
         if work.attempts == _ATTEMPTS:
             self._abandon(work, f"{_ATTEMPTS} workers died of it")
         else:
-            self.status.grains_rerun += 1
+            self.progress.grains_rerun += 1
             self.queue.appendleft(work)
 
     def _count_loss(self, worker: WorkerState) -> None:
@@ -272,13 +272,13 @@ class Coordinator:
         """A grain cannot be computed: its image is left out."""
         if not work.job.failed:
             work.job.failed = True
-            self.status.in_flight -= 1
+            self.progress.in_flight -= 1
             self._fail(work.job.task, f"grain {work.grain.index}: {reason}")
 
     def _add_worker(self) -> None:
         handle = start_worker(self.options.precision, self.options.device, self.options.memory_budget)
         worker = WorkerState(next(self.names), handle)
-        self.status.workers.append(worker)
+        self.progress.workers.append(worker)
         self._ping(worker)
 
     def _ping(self, worker: WorkerState) -> None:
@@ -303,9 +303,9 @@ class Coordinator:
     def _leave_out(self, worker: WorkerState, what: str, error: BaseException) -> None:
         """Another node may lack a library, or memory: the rest goes on without it while there is one."""
         ray.kill(worker.handle)
-        self.status.workers.remove(worker)
-        self.status.left_out[worker.name] = first_line(error)
-        if not self.status.workers:
+        self.progress.workers.remove(worker)
+        self.progress.left_out[worker.name] = first_line(error)
+        if not self.progress.workers:
             raise WorkersLost(f"{what}: {first_line(error)}") from error
 
     def _watch(self) -> None:
@@ -316,18 +316,18 @@ class Coordinator:
         if self.options.workers is not None or time.monotonic() - self.polled < _CLUSTER_POLL:
             return
         self.polled = time.monotonic()
-        taken = len(self.status.workers) + len(self.status.left_out)
+        taken = len(self.progress.workers) + len(self.progress.left_out)
         for _ in range(places(self.options.device) - taken):
             self._add_worker()
 
     def _watch_for_places(self) -> None:
         """Ray lets actors wait for nodes to join, for ever: say what they wait for."""
-        if any(w.started for w in self.status.workers):
-            self.status.waiting = ""
-        elif not self.status.waiting and time.monotonic() - self.status.begun > _PATIENCE:
-            self.status.waiting = waiting_for(len(self.status.workers), self.options.device)
+        if any(w.started for w in self.progress.workers):
+            self.progress.waiting = ""
+        elif not self.progress.waiting and time.monotonic() - self.progress.begun > _PATIENCE:
+            self.progress.waiting = waiting_for(len(self.progress.workers), self.options.device)
 
     def _fail(self, task: Task, reason: str) -> None:
         if self.options.strict:
             raise ImageError(naming(task.path, reason))
-        self.status.failures[str(task.path)] = reason
+        self.progress.failures[str(task.path)] = reason

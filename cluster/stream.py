@@ -46,7 +46,7 @@ class WorkerState:
 
 
 @dataclass
-class Status:
+class Progress:
     """What has happened so far; updated in place."""
 
     images: int

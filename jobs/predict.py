@@ -17,7 +17,7 @@ from torch import nn
 
 from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator, Read, Write
-from fullres.cluster.stream import Options, Status, Task
+from fullres.cluster.stream import Options, Progress, Task
 from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
     AddressOption,
@@ -184,12 +184,12 @@ def predict(
                 if task.stem in made_from:  # else it came after the run began, and is labelled again
                     sources.add(task.stem, made_from[task.stem])
 
-            status = _run(engine, options, tasks, read, write)
-    summary = summarise(status, settings, skipped=len(found) - len(tasks))
+            progress = _run(engine, options, tasks, read, write)
+    summary = summarise(progress, settings, skipped=len(found) - len(tasks))
     summary["parameters"] = parameter_count(network)
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
-    say(status, summary, out)
-    raise typer.Exit(1 if status.failures else 0)
+    say(progress, summary, out)
+    raise typer.Exit(1 if progress.failures else 0)
 
 
 def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int | None) -> WindowSpec | None:
@@ -297,21 +297,21 @@ def _reader(channels: int, bands: tuple[int, ...] | None) -> Read:
     return partial(read_channels, channels=channels, bands=bands)
 
 
-def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Status:
+def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Progress:
     if not tasks:
-        return Status(images=0)
+        return Progress(images=0)
     coordinator = Coordinator(engine, options)
     shown = time.monotonic()
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
-        def report(status: Status) -> None:
+        def report(progress: Progress) -> None:
             nonlocal shown
             if time.monotonic() - shown < (0.25 if console.is_terminal else 30):
                 return
             shown = time.monotonic()
             if console.is_terminal:
-                live.update(display(status))
+                live.update(display(progress))
             else:
-                console.print(line(status))
+                console.print(line(progress))
 
         return coordinator.run(tasks, read, write, report)

@@ -186,7 +186,7 @@ def load_network(model: str, path: Path) -> tuple[nn.Module, WeightsInfo]:
     return network.eval(), info
 
 
-def start_from(network: nn.Module, model: str, path: Path, drop_head: bool = False) -> None:
+def load_pretrained(network: nn.Module, model: str, path: Path, drop_head: bool = False) -> None:
     """Fill `network`, built by `catalogue.build(model, ...)`, from a file of the same network and width.
 
     With `drop_head`, what depends on the class count stays as it is, whatever count the file has. Raises

@@ -22,7 +22,7 @@ from rich.table import Table
 from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.memory import ENVIRONMENT, suit_allocator
-from fullres.cluster.stream import Options, Status, Task
+from fullres.cluster.stream import Options, Progress, Task
 from fullres.jobs.bench.variants import check_network, describe, network_of
 from fullres.jobs.common import (
     AddressOption,
@@ -102,14 +102,14 @@ def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str
 
     coordinator.wait_for_workers()
     begin = time.monotonic()
-    status: Status = coordinator.run(tasks, read_image, write)
+    progress: Progress = coordinator.run(tasks, read_image, write)
     wall = time.monotonic() - begin
     coordinator.close()
-    pixels = status.image_bytes // 3
+    pixels = progress.image_bytes // 3
     return {
         "seconds": wall,
-        "busy": sum(w.busy for w in status.workers) / (wall * len(status.workers)),
-        "bytes": (status.bytes_out + status.bytes_back) / (pixels * 4),
+        "busy": sum(w.busy for w in progress.workers) / (wall * len(progress.workers)),
+        "bytes": (progress.bytes_out + progress.bytes_back) / (pixels * 4),
     }
 
 

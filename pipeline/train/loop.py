@@ -27,7 +27,7 @@ from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.pairs import pair_with_labels
-from fullres.pipeline.train.network import ModelConfig, Section, check_batch, starting_network
+from fullres.pipeline.train.network import ModelConfig, Section, check_batch, initial_network
 from fullres.pipeline.train.objectives import SegmentationLoss
 
 
@@ -138,7 +138,7 @@ def fit(
     """Train to the end, from the last checkpoint in `config.out` if there is one; returns the weights' path.
 
     Writes `checkpoint.pt` now and then and `weights.safetensors`, without auxiliary heads, at the end.
-    `drop_head`: see `starting_network`. Raises ValueError if the folder holds a checkpoint of another
+    `drop_head`: see `initial_network`. Raises ValueError if the folder holds a checkpoint of another
     configuration, if the network can't be trained on such batches, OSError if it can't write there, and what
     reading data and weights raises.
     """
@@ -150,7 +150,7 @@ def fit(
     resumed, start = checkpoint.exists(), config.model
     if resumed:  # it has all weights: the files of the start may be gone
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
-    network = starting_network(start, len(known.classes), drop_head)
+    network = initial_network(start, len(known.classes), drop_head)
     for option in CATALOGUE[config.model.name].training_options:
         setattr(network, option, getattr(config, option))
     loss_of = SegmentationLoss(network, known.ignore_index)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.weights import WeightsError, load_backbone, start_from
+from fullres.models.weights import WeightsError, load_backbone, load_pretrained
 
 
 class Section(BaseModel):
@@ -57,7 +57,7 @@ def _are_stages(stages: tuple[int, ...]) -> bool:
     return len(stages) > 0 and set(stages) <= {0, 1, 2, 3} and sorted(set(stages)) == list(stages)
 
 
-def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:
+def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:
     """In training mode, on the CPU, with fresh parameters where no file has them.
 
     `drop_head`: leave out what depends on the class count, so that weights of other classes are a start.
@@ -65,7 +65,7 @@ def starting_network(config: ModelConfig, num_classes: int, drop_head: bool = Fa
     """
     network = build(config.name, num_classes, config.width)
     if config.weights is not None:
-        start_from(network, config.name, config.weights, drop_head)
+        load_pretrained(network, config.name, config.weights, drop_head)
     if config.backbone_weights is not None:
         _load_backbones(network, config.name, config.backbone_weights)
     # Behind the weights: files are read without auxiliary heads.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fullres.cluster.coordinator import Coordinator
-from fullres.cluster.stream import Options, Status, Task
+from fullres.cluster.stream import Options, Progress, Task
 from fullres.pipeline.predict.execute import Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
 from tests.networks import random_image
@@ -48,7 +48,7 @@ def in_process(network, images, scores=False) -> dict[str, np.ndarray]:
 def run(
     coordinator: Coordinator,
     images: dict[str, np.ndarray],
-    report: Callable[[Status], None] = lambda status: None,
+    report: Callable[[Progress], None] = lambda progress: None,
     read: Callable[[Path], np.ndarray] | None = None,
     before_write: Callable[[], object] = lambda: None,
 ) -> dict[str, np.ndarray]:
@@ -77,15 +77,15 @@ class Killer:
     """Kills a worker with two grains in hand, or everybody with any, whenever so many grains are done."""
 
     def __init__(self, running, at, everybody=False):
-        self.start = running.status.grains_done
+        self.start = running.progress.grains_done
         self.at, self.everybody, self.killed = list(at), everybody, set()
 
-    def __call__(self, status):
-        if not self.at or status.grains_done - self.start < self.at[0]:
+    def __call__(self, progress):
+        if not self.at or progress.grains_done - self.start < self.at[0]:
             return
-        ready = [w for w in status.workers if w.info is not None and w.info.pid not in self.killed]
+        ready = [w for w in progress.workers if w.info is not None and w.info.pid not in self.killed]
         loaded = [w for w in ready if len(w.held) >= (1 if self.everybody else 2)]
-        if len(loaded) == len(status.workers) if self.everybody else loaded:
+        if len(loaded) == len(progress.workers) if self.everybody else loaded:
             self.at.pop(0)
             for worker in loaded if self.everybody else loaded[-1:]:
                 os.kill(worker.info.pid, signal.SIGKILL)

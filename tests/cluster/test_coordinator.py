@@ -59,7 +59,7 @@ def three(network):
 def once(network, given, images, **more):
     running = Coordinator(SplitMerge(network), given)
     try:
-        return run(running, images, **more), running.status
+        return run(running, images, **more), running.progress
     finally:
         running.close()
 
@@ -68,16 +68,16 @@ def test_same_bytes_as_in_process_on_1_2_and_3_workers(network, three):
     images = images_of(MIXED_SIZES)
     expected = in_process(network, images)
     assert_same_bytes(run(three, images), expected)
-    assert len([w for w in three.status.workers if w.grains]) > 1
+    assert len([w for w in three.progress.workers if w.grains]) > 1
     for count in (1, 2):
-        results, status = once(network, options(count), images)
+        results, progress = once(network, options(count), images)
         assert_same_bytes(results, expected)
-        assert status.done == len(images)
-        assert status.failures == {}
-        assert status.in_flight == 0
-        assert status.grains_done == status.grains == sum(w.grains for w in status.workers)
-        assert status.grains_rerun == 0
-        assert all(w.busy > 0 for w in status.workers if w.grains)
+        assert progress.done == len(images)
+        assert progress.failures == {}
+        assert progress.in_flight == 0
+        assert progress.grains_done == progress.grains == sum(w.grains for w in progress.workers)
+        assert progress.grains_rerun == 0
+        assert all(w.busy > 0 for w in progress.workers if w.grains)
 
 
 def test_scores_of_a_network_with_several_outputs():
@@ -88,13 +88,13 @@ def test_scores_of_a_network_with_several_outputs():
 
 def test_only_image_and_labels_travel(three):
     images = images_of([(256, 384)] * 3)
-    out, back, seen = three.status.bytes_out, three.status.bytes_back, three.status.image_bytes
+    out, back, seen = three.progress.bytes_out, three.progress.bytes_back, three.progress.image_bytes
     results = run(three, images)
     pixels = sum(image.nbytes for image in images.values())
     labels = sum(result.nbytes for result in results.values())
-    assert three.status.image_bytes - seen == pixels
-    assert three.status.bytes_back - back == labels
-    assert labels + pixels <= three.status.bytes_out - out + labels <= 1.1 * (pixels + labels)
+    assert three.progress.image_bytes - seen == pixels
+    assert three.progress.bytes_back - back == labels
+    assert labels + pixels <= three.progress.bytes_out - out + labels <= 1.1 * (pixels + labels)
 
 
 def test_killed_workers_lose_nothing(network, three):
@@ -102,27 +102,27 @@ def test_killed_workers_lose_nothing(network, three):
     expected = in_process(network, images)
     grains = len(images) * 16
     killer = Killer(three, (0, grains // 4, grains // 2, 3 * grains // 4))
-    rerun = three.status.grains_rerun
+    rerun = three.progress.grains_rerun
     assert_same_bytes(run(three, images, killer), expected)
     assert len(killer.killed) == 4
-    assert 4 <= three.status.grains_rerun - rerun <= 8
-    assert sum(w.restarts for w in three.status.workers) == 4
-    assert three.status.in_flight == 0
+    assert 4 <= three.progress.grains_rerun - rerun <= 8
+    assert sum(w.restarts for w in three.progress.workers) == 4
+    assert three.progress.in_flight == 0
 
 
 def test_all_workers_killed_at_once(network, three):
     three.wait_for_workers()
     images = images_of([(192, 256)] * 6)
     killer = Killer(three, (30,), everybody=True)
-    rerun = three.status.grains_rerun
+    rerun = three.progress.grains_rerun
     assert_same_bytes(run(three, images, killer), in_process(network, images))
     assert len(killer.killed) == 3
-    assert 1 <= three.status.grains_rerun - rerun <= 6
+    assert 1 <= three.progress.grains_rerun - rerun <= 6
 
 
 def test_worker_killed_between_streams(network, three):
     three.wait_for_workers()
-    for worker in three.status.workers:
+    for worker in three.progress.workers:
         os.kill(worker.info.pid, signal.SIGKILL)
     images = images_of([(64, 96)])
     assert_same_bytes(run(three, images), in_process(network, images))
@@ -139,12 +139,12 @@ def test_an_image_that_kills_whoever_takes_it_is_left_out(network, monkeypatch):
 
     monkeypatch.setattr(workers, "Worker", Mortal)
     images = images_of([(64, 96), (80, 96), (64, 96)])
-    results, status = once(network, options(2), images)
+    results, progress = once(network, options(2), images)
     expected = in_process(network, images)
     del expected["01.png"]
     assert_same_bytes(results, expected)
-    assert list(status.failures) == ["01.png"]
-    assert "2 workers died of it" in status.failures["01.png"]
+    assert list(progress.failures) == ["01.png"]
+    assert "2 workers died of it" in progress.failures["01.png"]
 
 
 def test_a_worker_that_dies_while_loading_is_counted_and_replaced(network, monkeypatch, tmp_path):
@@ -157,9 +157,9 @@ def test_a_worker_that_dies_while_loading_is_counted_and_replaced(network, monke
 
     monkeypatch.setattr(workers, "Worker", Frail)
     images = images_of([(64, 96)])
-    results, status = once(network, options(1), images)
+    results, progress = once(network, options(1), images)
     assert_same_bytes(results, in_process(network, images))
-    assert [w.restarts for w in status.workers] == [1]
+    assert [w.restarts for w in progress.workers] == [1]
 
 
 def test_results_that_cannot_be_written(network, tmp_path):
@@ -174,11 +174,11 @@ def test_results_that_cannot_be_written(network, tmp_path):
             running.close()
 
     tasks = [Task(Path(f"{i}.png"), Path(name)) for i, name in enumerate(("a", "b" * 253, "c"))]
-    status = stream()
+    progress = stream()
     assert sorted(os.listdir(tmp_path)) == ["a.png", "c.png"]
-    assert list(status.failures) == ["1.png"]
-    assert "its results can't be written: [Errno 36] File name too long" in status.failures["1.png"]
-    assert (status.done, status.in_flight) == (2, 0)
+    assert list(progress.failures) == ["1.png"]
+    assert "its results can't be written: [Errno 36] File name too long" in progress.failures["1.png"]
+    assert (progress.done, progress.in_flight) == (2, 0)
     with pytest.raises(ImageError, match=r"1\.png: its results can't be written"):
         stream(strict=True)
 
@@ -195,8 +195,8 @@ def test_unreadable_image_among_others(network, three):
     expected = in_process(network, images)
     del expected["01.png"]
     assert_same_bytes(results, expected)
-    assert three.status.failures == {"01.png": "01.png: PNG file of 7 bytes is cut short or damaged"}
-    assert three.status.in_flight == 0
+    assert three.progress.failures == {"01.png": "01.png: PNG file of 7 bytes is cut short or damaged"}
+    assert three.progress.in_flight == 0
     with pytest.raises(ImageError, match=r"01.png: PNG file of 7 bytes"):
         once(network, options(1, strict=True), images, read=read)
 
@@ -206,10 +206,10 @@ def test_image_that_no_plan_fits(network):
     tree = network.full_resolution()
     small, large = (least_said(tree, size, workers=1, precision="fp32") for size in ((40, 50), (900, 1200)))
     assert small < large <= BUDGET
-    results, status = once(network, options(1, memory_budget=small), images)
+    results, progress = once(network, options(1, memory_budget=small), images)
     assert results.keys() == {"00.png"}
-    assert list(status.failures) == ["large.png"]
-    assert status.failures["large.png"].startswith(f"memory budget is {small // MIB} MiB: at least")
+    assert list(progress.failures) == ["large.png"]
+    assert progress.failures["large.png"].startswith(f"memory budget is {small // MIB} MiB: at least")
 
 
 class LacksALibrary(SplitMerge):
@@ -234,8 +234,8 @@ def test_a_worker_that_cannot_load_while_others_can(network, tmp_path):
     running = Coordinator(LacksALibrary(network, tmp_path, 1), options(3))
     try:
         assert_same_bytes(run(running, images), in_process(network, images))
-        assert list(running.status.left_out.values()) == ["no library here"]
-        assert len(running.status.workers) == 2
+        assert list(running.progress.left_out.values()) == ["no library here"]
+        assert len(running.progress.workers) == 2
     finally:
         running.close()
 
@@ -244,7 +244,7 @@ def test_no_worker_can_load(network, tmp_path):
     running = Coordinator(LacksALibrary(network, tmp_path, 2), options(2))
     with pytest.raises(coordinator.WorkersLost, match=r"no worker can load the network: no library here$"):
         run(running, images_of([(64, 96)]))
-    assert len(running.status.left_out) == 2
+    assert len(running.progress.left_out) == 2
 
 
 class Waits(Exception):
@@ -252,9 +252,9 @@ class Waits(Exception):
 
 
 def test_workers_without_a_place_say_what_they_wait_for(network, monkeypatch):
-    def stop(status):
-        if status.waiting:
-            raise Waits(status.waiting)
+    def stop(progress):
+        if progress.waiting:
+            raise Waits(progress.waiting)
 
     monkeypatch.setattr(coordinator, "_PATIENCE", 0.0)
     running = Coordinator(SplitMerge(network), options(2, device="cuda"))

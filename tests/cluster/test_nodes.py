@@ -31,15 +31,15 @@ def test_a_node_joins_and_is_lost(cluster):
     network = narrow("smp18")
     images = images_of([(192, 256)] * 24)
     running = Coordinator(SplitMerge(network), options(None))
-    assert len(running.status.workers) == 1
+    assert len(running.progress.workers) == 1
     node = None
     joined, gone = threading.Event(), threading.Event()
 
-    def report(status):
+    def report(progress):
         nonlocal node
-        if node is None and status.grains_done:
+        if node is None and progress.grains_done:
             node = cluster.add_node(num_cpus=2, object_store_memory=128 * MIB)
-        added = [w for w in status.workers if w.info is not None and node and w.info.node == node.node_id]
+        added = [w for w in progress.workers if w.info is not None and node and w.info.node == node.node_id]
         if len(added) == 2:
             joined.set()
         if not gone.is_set() and sum(w.grains for w in added) > 40 and any(w.held for w in added):
@@ -50,12 +50,12 @@ def test_a_node_joins_and_is_lost(cluster):
     results = run(running, images, report, before_write=lambda: joined.wait(60))
     assert_same_bytes(results, in_process(network, images))
     assert gone.is_set()
-    status = running.status
-    assert status.done == 24
-    assert status.grains_rerun >= 1
-    assert status.grains_done == 24 * 16
-    assert sorted(w.info is not None for w in status.workers) == [False, False, True]
-    assert all(w.grains for w in status.workers)
+    progress = running.progress
+    assert progress.done == 24
+    assert progress.grains_rerun >= 1
+    assert progress.grains_done == 24 * 16
+    assert sorted(w.info is not None for w in progress.workers) == [False, False, True]
+    assert all(w.grains for w in progress.workers)
     # either node gets an image once, however many of its grains it works on
-    assert status.image_bytes < status.bytes_out <= 2 * status.image_bytes
+    assert progress.image_bytes < progress.bytes_out <= 2 * progress.image_bytes
     running.close()

@@ -56,8 +56,8 @@ def test_killed_workers_lose_nothing(network, scores, attention, everybody):
     finally:
         running.close()
     assert len(killer.killed) == (2 if everybody else 1)
-    assert running.status.grains_rerun >= 1
-    assert sum(worker.restarts for worker in running.status.workers) == len(killer.killed)
+    assert running.progress.grains_rerun >= 1
+    assert sum(worker.restarts for worker in running.progress.workers) == len(killer.killed)
     expected = in_process(network, images, scores, attention)
     if attention:
         parts = [{name: r.attention for name, r in given.items()} for given in (results, expected)]
@@ -89,5 +89,5 @@ def test_results_do_not_stay_resident_where_they_are_merged():
         grown = peak_resident_bytes() - before
     finally:
         running.close()
-    assert running.status.bytes_back > 600 * MIB
+    assert running.progress.bytes_back > 600 * MIB
     assert grown < 160 * MIB

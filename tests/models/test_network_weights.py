@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.weights import WeightsError, WeightsInfo, load_network, save_weights, start_from
+from fullres.models.weights import WeightsError, WeightsInfo, load_network, load_pretrained, save_weights
 from tests.models.checkpoints import published_hrnet, published_pspnet, random_state
 
 torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def test_published_checkpoints_of_other_widths_and_classes(model, publish, check
     assert differing(loaded, network) == []
     assert info.num_classes == 5
     other = build(model, 5, 1 / 12)
-    start_from(other, model, path)
+    load_pretrained(other, model, path)
     assert differing(other, network) == []
 
 
@@ -171,7 +171,7 @@ def test_only_the_backbone_fits(published, model, lacks, checkpoint):
         load_network(model, path)
     assert str(caught.value) == expected
     with pytest.raises(WeightsError) as caught:
-        start_from(build(model, 5, 1 / 16), model, path, drop_head=True)
+        load_pretrained(build(model, 5, 1 / 16), model, path, drop_head=True)
     assert str(caught.value) == expected
 
 
@@ -210,14 +210,14 @@ def test_a_start_from_another_class_count(name, suffix, tmp_path):
     else:
         save_weights(source, path, WeightsInfo(name, 1 / 16, 5))
     with pytest.raises(WeightsError) as caught:
-        start_from(network, name, path)
+        load_pretrained(network, name, path)
     assert str(caught.value) == (
         f"weights {path}: 5 classes, the network has 11; "
         "a start that drops the head takes all but what depends on their count"
     )
     assert differing(network, fresh) == []
 
-    start_from(network, name, path, drop_head=True)
+    load_pretrained(network, name, path, drop_head=True)
     counters = [key for key in network.state_dict() if key.endswith("num_batches_tracked")]
     head = [key for key in network.state_dict() if key.startswith(HEADS[name])]
     assert [key for key in differing(network, source) if key not in counters] == head
@@ -228,10 +228,10 @@ def test_a_head_is_dropped_where_classes_are_as_many(checkpoint):
     source, network = trained("smp18"), build("smp18", 5, 1 / 16)
     head = network.classifier.weight.clone()
     path = checkpoint(source.state_dict())
-    start_from(network, "smp18", path, drop_head=True)
+    load_pretrained(network, "smp18", path, drop_head=True)
     assert torch.equal(network.classifier.weight, head)
     assert torch.equal(network.backbone.conv1.weight, source.backbone.conv1.weight)
-    start_from(network, "smp18", path)
+    load_pretrained(network, "smp18", path)
     assert differing(network, source) == []
 
 
@@ -250,7 +250,7 @@ def test_what_is_no_head_must_fit_a_start(tmp_path):
     network = build("smp18", 11, 1 / 16)
     before = {name: t.clone() for name, t in network.state_dict().items()}
     with pytest.raises(WeightsError, match=r"w\.safetensors: of width 0\.125, the network has 0\.0625"):
-        start_from(network, "smp18", path, drop_head=True)
+        load_pretrained(network, "smp18", path, drop_head=True)
     with pytest.raises(WeightsError, match="of model smp18, not of fcn32s18"):
-        start_from(build("fcn32s18", 5, 1 / 8), "fcn32s18", path)
+        load_pretrained(build("fcn32s18", 5, 1 / 8), "fcn32s18", path)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())

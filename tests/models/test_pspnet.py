@@ -9,7 +9,7 @@ from fullres.models.catalogue import parameter_count
 from fullres.models.count import count_macs
 from fullres.models.pspnet import DilatedFCN, PSPNet
 from fullres.models.pyramid import PyramidPooling
-from fullres.models.weights import start_from
+from fullres.models.weights import load_pretrained
 from tests.models.base import check_export, check_network, image, settled
 from tests.models.checkpoints import random_state
 from tests.models.mmsegmentation import resnet50
@@ -171,7 +171,7 @@ def test_semsegs_checkpoint_fills_every_parameter(tmp_path):
     network.to_empty(device="cpu")
     path = tmp_path / "train_epoch_200.pth"
     torch.save({"epoch": 200, "state_dict": {f"module.{key}": t for key, t in published.items()}}, path)
-    start_from(network, "pspnet50", path)
+    load_pretrained(network, "pspnet50", path)
     path.unlink()
     own = network.state_dict()
     for (name, ours), (key, theirs) in zip(own.items(), published.items(), strict=True):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fullres.models.catalogue import CATALOGUE
 from fullres.ops.rmi import rmi_loss
-from fullres.pipeline.train.network import ModelConfig, starting_network
+from fullres.pipeline.train.network import ModelConfig, initial_network
 from fullres.pipeline.train.objectives import SegmentationLoss
 from tests.models.base import image
 
@@ -19,7 +19,7 @@ SIZE = (65, 96)  # no multiple of 32: cells at the border are cut
 def network_of(name, auxiliary="cross_entropy"):
     torch.manual_seed(0)
     config = ModelConfig(name=name, width=1 / 8, auxiliary=auxiliary)
-    return starting_network(config, CLASSES)
+    return initial_network(config, CLASSES)
 
 
 def labels_of(count=2):
