@@ -28,7 +28,7 @@ from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.datasets.layout import Found, Frame, list_lines, match_frames, nothing_found
+from fullres.pipeline.datasets.layout import Frame
 from fullres.pipeline.targets.compute import TargetSpec
 from fullres.pipeline.targets.files import ShardReport, parameters, read_metadata, write_targets
 
@@ -65,30 +65,6 @@ class Progress:
     by_node: dict[str, int] = field(default_factory=dict)  # maps
     resident_bytes: int = 0  # of the worker that reported last
     peak_bytes: int = 0  # resident in a worker at most
-
-
-def find(root: Storage, dataset: Dataset, split: str) -> Found:
-    """The frames of a split below `root`, names relative to it.
-
-    Raises ValueError for an unknown split, FilesError where there is nothing of it, OSError.
-    """
-    where = dataset.split(split)
-    folders = {
-        pattern.split("*")[0].rpartition("/")[0] for pattern in (f"{where.images}/", f"{where.labels}/")
-    }
-    names = {name for folder in folders for name in root.names(folder)}
-    listed = None
-    if where.lists is not None:
-        lists = [
-            n
-            for n in root.names(str(PurePosixPath(where.lists).parent))
-            if PurePosixPath(n).match(where.lists)
-        ]
-        listed = [line for name in lists for line in list_lines(name, root.read(name))]
-    found = match_frames(dataset, split, names, listed)
-    if not found:
-        raise nothing_found(dataset, root.location, split)
-    return found
 
 
 def run(

@@ -16,7 +16,7 @@ from fullres.pipeline.data.transforms import Normalisation
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets import dataset as named_dataset
 from fullres.pipeline.predict.bound import Precision
-from fullres.pipeline.predict.engines import Engine, Resources, engine_for
+from fullres.pipeline.predict.engines import Engine, Resources, engine_for, label_image
 from fullres.pipeline.predict.execute import native_precision
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 
@@ -164,17 +164,8 @@ def _in_this_process(
 ) -> np.ndarray:
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = _precision(precision, where)
-    predictor = engine.predictor(where, chosen)
-    plan = engine.plan(
-        (image.shape[0], image.shape[1]), Resources(1, memory_budget, chosen, where.type), scores
-    )
-    parts = engine.parts(plan)
-    merger = engine.merger(plan, scores)
-    for grain in plan.grains:
-        rows, columns = parts[grain.tile]
-        part = image[rows.start : rows.stop, columns.start : columns.stop]
-        merger.add(grain, predictor.run(plan.schedule, grain, part, scores))
-    return merger.result
+    resources = Resources(1, memory_budget, chosen, where.type)
+    return label_image(engine, engine.predictor(where, chosen), image, resources, scores)
 
 
 def _on_workers(

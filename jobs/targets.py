@@ -32,7 +32,7 @@ from fullres.pipeline.data.images import decode_image, naming, write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
-from fullres.pipeline.datasets.layout import Frame
+from fullres.pipeline.datasets.layout import Frame, find_stored_frames
 from fullres.pipeline.targets import pictures
 from fullres.pipeline.targets.compute import TargetSpec, class_ids
 
@@ -109,7 +109,7 @@ def targets(
     with clear_errors():
         spec.check(known)
         source, target = Storage(root), Storage(out)
-        found = cluster_targets.find(source, known, split)
+        found = find_stored_frames(source, known, split)
         with ray_cluster(address, count), _bar() as bar:
             show = _show_on(bar, len(found.frames))
             begun = time.monotonic()
@@ -145,7 +145,7 @@ def show(
         settings = cluster_targets.settings_of(target)
         is_folder = settings["dataset"] == "folder"
         known = known_dataset(settings["dataset"], len(settings["classes"]) if is_folder else None)
-        frames = {frame.key: frame for frame in cluster_targets.find(source, known, settings["split"]).frames}
+        frames = {frame.key: frame for frame in find_stored_frames(source, known, settings["split"]).frames}
         try:
             for row in _rows(target, key, count):
                 if row["key"] not in frames:

@@ -1,9 +1,13 @@
 """`fullres train CONFIG.toml`: train a network in one process."""
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
+import tomli_w
 import torch
 import typer
 from pydantic import BaseModel, ValidationError
@@ -17,18 +21,50 @@ from rich.progress import (
 )
 
 from fullres.jobs.common import USER_ERRORS, console, fail
-from fullres.pipeline.train.loop import DataConfig, StepReport, TrainingConfig, fit
-from fullres.pipeline.train.network import ModelConfig
+from fullres.models.catalogue import build, parameter_count
+from fullres.pipeline.train.config import Augmentation, DataConfig, ModelConfig, TrainingConfig, extended
+from fullres.pipeline.train.loop import StepReport, fit
+from fullres.pipeline.train.samples import Frames
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation,
+}  # fmt: skip
 
 
-def read_config(path: Path) -> TrainingConfig:
-    """A validated configuration. Otherwise ends with the field's name, its value and what is allowed."""
+def read_config(path: Path, changes: list[str]) -> TrainingConfig:
+    """A validated configuration: the file's values over those of its `base`, and `changes` ("data.workers=4")
+    over both. Otherwise ends with the field's name, its value and what is allowed."""
+    values = _toml(path)
+    if "base" in values:
+        base = path.parent / str(values.pop("base"))
+        if not base.is_file():
+            fail(f"{path}: base is '{base}': no such file")
+        below = _toml(base)
+        if "base" in below:
+            fail(f"{path}: base is '{base}', which has a base of its own: one file extends one other")
+        values = extended(below, values)
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            fail(f"--set is '{change}': field=value, e.g. data.workers=4")
+        try:
+            said = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            said = value  # text without its quotes
+        for part in reversed(name.strip().split(".")):
+            said = {part: said}
+        values = extended(values, said)
     try:
-        return TrainingConfig(**tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        fail(f"{path} is not TOML: {error}")
+        return TrainingConfig(**values)
     except ValidationError as error:
         fail(f"{path}: {'; '.join(map(_in_words, error.errors()))}")
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fail(f"{path} is not TOML: {error}")
 
 
 def _in_words(error: Any) -> str:
@@ -40,14 +76,23 @@ def _in_words(error: Any) -> str:
     if error["type"] == "missing":
         return f"{field} is needed"
     if error["type"] == "extra_forbidden":
-        sections: dict[str, type[BaseModel]] = {"model": ModelConfig, "data": DataConfig}
-        section = sections.get(str(error["loc"][0]), TrainingConfig)
-        return f"{field}: no such field; there are {', '.join(section.model_fields)}"
+        fields = _SECTIONS.get(str(error["loc"][0]), TrainingConfig).model_fields
+        near = get_close_matches(str(error["loc"][-1]), fields, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        return f"{field}: no such field{meant}; there are {', '.join(fields)}"
     return f"{field} = {error['input']!r}: {said}"
 
 
 def train(
     config_path: Annotated[Path, typer.Argument(metavar="CONFIG.toml", exists=True, dir_okay=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="In place of the file's value: data.workers=4."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the whole configuration and what it would train, and end."),
+    ] = False,
     drop_head: Annotated[
         bool,
         typer.Option(
@@ -57,26 +102,59 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's by default.")] = None,
 ) -> None:
     """Train the network of a configuration file; started again, it goes on from its last checkpoint."""
-    config = read_config(config_path)
+    config = read_config(config_path, changes or [])
     if drop_head and config.model.weights is None:
         fail("--drop-head: no weights to start from: the configuration names none under model")
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if dry_run:
+            _describe(config)
+        else:
+            with _progress(config) as show:
+                weights = fit(config, device, show, drop_head)
+            print(weights)
+    except (*USER_ERRORS, ValueError) as error:
+        fail(error)
+
+
+def _describe(config: TrainingConfig) -> None:
+    frames = Frames(config.data)
+    print(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), end="")
+    with torch.device("meta"):
+        parameters = parameter_count(build(config.model.name, len(frames.known.classes), config.model.width))
+    epochs = config.steps * config.batch_size / len(frames)
+    console.print(
+        f"{config.model.name} with {parameters / 1e6:.2f}M parameters, {len(frames.known.classes)} classes; "
+        f"{len(frames)} images, {epochs:.1f} epochs"
+    )
+
+
+@contextmanager
+def _progress(config: TrainingConfig) -> Iterator[Any]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    try:
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("training", total=config.steps, visible=False)  # until it has begun
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=config.steps, visible=False)  # until it has begun
 
-            def show(report: StepReport) -> None:
-                bar.update(task, completed=report.step, description=f"loss {report.loss:.3f}", visible=True)
-                if not console.is_terminal and report.step % 200 == 0:
-                    console.print(f"step {report.step}/{report.steps} loss {report.loss:.3f}")
+        def show(report: StepReport) -> None:
+            bar.update(task, completed=report.step, description=_in_short(report), visible=True)
+            if not console.is_terminal and report.step % 200 == 0:
+                console.print(f"step {report.step}/{report.steps} {_in_short(report)}")
 
-            weights = fit(config, device, show, drop_head)
-    except (*USER_ERRORS, ValueError) as error:
-        fail(error)
-    print(weights)
+        yield show
+
+
+def _in_short(report: StepReport) -> str:
+    parts = [
+        f"loss {report.loss:.3f}",
+        f"rate {report.learning_rate:.2g}",
+        f"{report.images_per_second:.1f} images/s",
+        f"{report.waiting:.0%} waiting",
+    ]
+    if report.mean_iou is not None:
+        parts.append(f"mean IoU {report.mean_iou:.1%}")
+    return "  ".join(parts)

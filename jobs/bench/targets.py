@@ -22,6 +22,7 @@ from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.cityscapes import SCENES
+from fullres.pipeline.datasets.layout import find_stored_frames
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.targets.compute import TargetSpec
 
@@ -48,7 +49,7 @@ def targets(
         root = Path(name) / "scenes"
         _make(root, maps, height, width)
         source = Storage(str(root))
-        frames = cluster_targets.find(source, SCENES, "all").frames
+        frames = find_stored_frames(source, SCENES, "all").frames
         paths = [root / frame.labels for frame in frames]
         for index in range(rounds):
             console.print(f"round {index + 1}/{rounds}", highlight=False)

@@ -1,6 +1,7 @@
 """A data set's frames: which image and which label map belong together, found by name alone.
 
-`match_frames` works on names under a root, wherever that is; `find_frames` and `frames` on local folders.
+`match_frames` works on names under a root, wherever that is; `find_stored_frames` on disks and object stores,
+`find_frames` and `frames` on local folders, whose names need not be UTF-8.
 """
 
 import os
@@ -12,6 +13,7 @@ from zlib import crc32
 
 from fullres.pipeline.data.files import files_below, text_lines
 from fullres.pipeline.data.images import SUFFIXES
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.dataset import Dataset, Split
 from fullres.pipeline.datasets.pairs import LABEL_SUFFIXES, FilesError, label_maps
 
@@ -97,6 +99,30 @@ def find_frames(dataset: Dataset, root: str | Path, split: str) -> Found:
         [root / path for path in found.labels_without_image],
         found.missing,
     )
+
+
+def find_stored_frames(root: Storage, dataset: Dataset, split: str) -> Found:
+    """What there is of a split below `root`, on a disk or in an object store, names relative to it.
+
+    Raises ValueError for an unknown split, FilesError where there is nothing of it, OSError.
+    """
+    where = dataset.split(split)
+    folders = {
+        pattern.split("*")[0].rpartition("/")[0] for pattern in (f"{where.images}/", f"{where.labels}/")
+    }
+    names = {name for folder in folders for name in root.names(folder)}
+    listed = None
+    if where.lists is not None:
+        lists = [
+            n
+            for n in root.names(str(PurePosixPath(where.lists).parent))
+            if PurePosixPath(n).match(where.lists)
+        ]
+        listed = [line for name in lists for line in list_lines(name, root.read(name))]
+    found = match_frames(dataset, split, names, listed)
+    if not found:
+        raise nothing_found(dataset, root.location, split)
+    return found
 
 
 def match_frames(

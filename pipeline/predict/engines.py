@@ -114,6 +114,20 @@ def engine_for(
     return Windows(network, spec or windows.WindowSpec(), attention, normalisation)
 
 
+def label_image(
+    engine: Engine, runner: Runner, image: np.ndarray, resources: Resources, scores: bool = False
+) -> Any:
+    """The result of one image, all of its grains computed one after the other in this process by `runner`,
+    which `engine` made. Raises BudgetError or WindowError."""
+    plan = engine.plan((image.shape[0], image.shape[1]), resources, scores)
+    parts, merger = engine.parts(plan), engine.merger(plan, scores)
+    for grain in plan.grains:
+        rows, columns = parts[grain.tile]
+        part = image[rows.start : rows.stop, columns.start : columns.stop]
+        merger.add(grain, runner.run(plan.schedule, grain, part, scores))
+    return merger.result
+
+
 class SplitMerge:
     """Every pixel as one device of any size would have it, within a memory budget. Plans, and the workers to
     which it is sent, use this one tree."""

@@ -2,59 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.weights import WeightsError, load_backbone, load_pretrained
-
-
-class Section(BaseModel):
-    """A part of a configuration: no other fields than these."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelConfig(Section):
-    """The network, and how it starts: from a trained network's weights, from ImageNet weights of its backbone
-    (a published `.pth`), or from scratch.
-
-    `auxiliary`: what its auxiliary heads learn, where it has some, or "none" of them. `auxiliary_stages`:
-    behind which of the backbone's features they are, 0 the finest of four. By default with "cross_entropy"
-    one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
-    "class_probability" one behind each (SeeThroughNet, Sec. 4.1).
-    """
-
-    name: str
-    width: float = Field(default=1.0, gt=0)
-    auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
-    auxiliary_stages: tuple[int, ...] | None = None
-    weights: Path | None = None
-    backbone_weights: Path | None = None
-
-    @model_validator(mode="after")
-    def _possible(self) -> "ModelConfig":
-        if self.name not in CATALOGUE:
-            raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
-        if self.weights is not None and self.backbone_weights is not None:
-            raise ValueError(
-                f"weights is '{self.weights}', backbone_weights is '{self.backbone_weights}': one of them"
-            )
-        stages = self.auxiliary_stages
-        if stages is not None and (self.auxiliary == "none" or not _are_stages(stages)):
-            raise ValueError(
-                f"auxiliary_stages is {list(stages)}: some of 0, 1, 2, 3, each once and in order; not with"
-                " auxiliary = 'none'"
-            )
-        return self
-
-
-def _are_stages(stages: tuple[int, ...]) -> bool:
-    return len(stages) > 0 and set(stages) <= {0, 1, 2, 3} and sorted(set(stages)) == list(stages)
+from fullres.pipeline.train.config import ModelConfig
 
 
 def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:

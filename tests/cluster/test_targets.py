@@ -23,6 +23,7 @@ from fullres.cluster import targets as cluster_targets
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import SettingsError, Storage
 from fullres.pipeline.datasets.folder import folder
+from fullres.pipeline.datasets.layout import find_stored_frames
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
 
@@ -68,7 +69,7 @@ def root(tmp_path_factory):
 
 def run(root, out, spec=SPEC, **more):
     source = Storage(str(root))
-    found = cluster_targets.find(source, KNOWN, "all")
+    found = find_stored_frames(source, KNOWN, "all")
     return cluster_targets.run(found.frames, source, Storage(str(out)), KNOWN, "all", spec, None, **more)
 
 
@@ -271,9 +272,7 @@ def test_bad_files_are_left_out_and_named(undisturbed, root, spoiled, tmp_path):
     assert progress.failures.keys() == reasons.keys()
     for path, reason in reasons.items():
         assert re.search(reason, progress.failures[path]), progress.failures[path]
-    assert cluster_targets.find(Storage(str(spoiled)), KNOWN, "all").problems == [
-        "labels/0/004.png: no image"
-    ]
+    assert find_stored_frames(Storage(str(spoiled)), KNOWN, "all").problems == ["labels/0/004.png: no image"]
     assert len(rows_of(out)) == 91
     before = parts(out)
     for place in (out, tmp_path / "strict"):
@@ -309,7 +308,7 @@ def test_object_stores_hold_input_and_output(cluster, undisturbed, root, store):
         source, out = Storage(uri.format("data")), Storage(uri.format("targets"))
         for path in sorted(root.rglob("*.png")):
             source.write(path.relative_to(root).as_posix(), path.read_bytes())
-        found = cluster_targets.find(source, KNOWN, "all")
+        found = find_stored_frames(source, KNOWN, "all")
         progress = cluster_targets.run(found.frames, source, out, KNOWN, "all", SPEC, None)
         assert (progress.done, progress.failures) == (96, {})
         names = [name for name in out.names() if name.endswith(".parquet")]

@@ -1,0 +1,213 @@
+"""The configuration of a training: what a file says, with the values that are possible."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fullres.models.catalogue import CATALOGUE
+from fullres.pipeline.datasets import DATASETS, Dataset, dataset
+from fullres.pipeline.datasets.dataset import MAX_CLASSES
+from fullres.pipeline.datasets.folder import folder
+
+
+class Section(BaseModel):
+    """A part of a configuration: no other fields than these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The network, and how it starts: from a trained network's weights, from ImageNet weights of its backbone
+    (a published `.pth`), or from scratch.
+
+    `auxiliary`: what its auxiliary heads learn, where it has some, or "none" of them. `auxiliary_stages`:
+    behind which of the backbone's features they are, 0 the finest of four. By default with "cross_entropy"
+    one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
+    "class_probability" one behind each (SeeThroughNet, Sec. 4.1). `freeze`: what keeps its values.
+    """
+
+    name: str
+    width: float = Field(default=1.0, gt=0)
+    auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
+    auxiliary_stages: tuple[int, ...] | None = None
+    weights: Path | None = None
+    backbone_weights: Path | None = None
+    freeze: tuple[Literal["batch_norm", "backbone"], ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ModelConfig":
+        if self.name not in CATALOGUE:
+            raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
+        if self.weights is not None and self.backbone_weights is not None:
+            raise ValueError(
+                f"weights is '{self.weights}', backbone_weights is '{self.backbone_weights}': one of them"
+            )
+        stages = self.auxiliary_stages
+        if stages is not None and (self.auxiliary == "none" or not _are_stages(stages)):
+            raise ValueError(
+                f"auxiliary_stages is {list(stages)}: some of 0, 1, 2, 3, each once and in order; not with"
+                " auxiliary = 'none'"
+            )
+        if "backbone" in self.freeze and not CATALOGUE[self.name].encoders:
+            raise ValueError(f"freeze is {list(self.freeze)}: {self.name} has no backbone of its own")
+        return self
+
+
+def _are_stages(stages: tuple[int, ...]) -> bool:
+    return len(stages) > 0 and set(stages) <= {0, 1, 2, 3} and sorted(set(stages)) == list(stages)
+
+
+class DataConfig(Section):
+    """What is trained on: a split of a data set below `root`, a local folder or one in an object store, or a
+    folder of `images` and one of `labels`. What label ids mean is said by `dataset`: that of a data set, or
+    "folder", which has as many `classes` as are given, 0 and upwards, and 255 for none.
+
+    `validation`: the split that the network is scored on. `in_memory`: decode every image once and keep it.
+    `workers`: processes that read and augment beside the training; 0: the training itself does.
+    """
+
+    dataset: str
+    classes: int | None = Field(default=None, ge=2, le=MAX_CLASSES)
+    root: str | None = None
+    split: str = "train"
+    validation: str | None = None
+    images: Path | None = None
+    labels: Path | None = None
+    in_memory: bool = False
+    workers: int = Field(default=2, ge=0)
+
+    @model_validator(mode="after")
+    def _known(self) -> "DataConfig":
+        if self.dataset not in [*DATASETS, "folder"]:
+            raise ValueError(f"dataset is '{self.dataset}': one of {', '.join(DATASETS)}, or folder")
+        if (self.dataset == "folder") != (self.classes is not None):
+            raise ValueError(f"classes is {self.classes}: needed with dataset 'folder', and with no other")
+        folders = [self.images, self.labels]
+        if folders.count(None) != (0 if self.root is None else 2):
+            raise ValueError(
+                f"root is {self.root}, images is {self.images}, labels is {self.labels}: root, or both others"
+            )
+        if self.validation is not None and self.root is None:
+            raise ValueError(f"validation is '{self.validation}': a split of a data set that has a root")
+        for name, split in (("split", self.split), ("validation", self.validation)):
+            splits = self.known().splits
+            if self.root is not None and split is not None and split not in splits:
+                raise ValueError(f"{name} is '{split}': {self.dataset} has {', '.join(splits)}")
+        return self
+
+    def known(self) -> Dataset:
+        return dataset(self.dataset) if self.classes is None else folder(self.classes)
+
+
+class Augmentation(Section):
+    """How each sample is changed at random before its crop; what is not given is not done.
+
+    scale: a factor drawn evenly between the two; with `scale_step` in steps of so much. rotation: of half of
+    the samples, by up to so many degrees either way. mirror: half of the samples. blur: of half of the
+    samples, Gaussian, its standard deviation in pixels between the two. colour: brightness, contrast and
+    saturation by a factor of 1 and up to so much more or less, hue by up to so much of the colour circle.
+    class_uniform: this share of the samples is drawn by class and not by image: a class, each as often, and a
+    place where it is, which the crop covers.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    scale_step: float = Field(default=0.0, ge=0)
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    mirror: bool = True
+    blur: tuple[float, float] | None = None
+    colour: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    class_uniform: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Augmentation":
+        for name, pair in (("scale", self.scale), ("blur", self.blur)):
+            if pair is not None and not 0 < pair[0] <= pair[1] < 100:
+                raise ValueError(f"{name} is {list(pair)}: the least and the most, above 0 and below 100")
+        if not all(0 <= value <= 1 for value in self.colour) or self.colour[3] > 0.5:
+            raise ValueError(f"colour is {list(self.colour)}: each 0 to 1, the hue's to 0.5")
+        return self
+
+
+class TrainingConfig(Section):
+    """The values of "Split-Merge Pooling", Sec. 4.2, by default.
+
+    `batch_size`: samples of a step, computed `accumulation` parts after each other. `phases`: split batches
+    kept of each of the network's splits (SMP only). `loss_stride`: interpolate on a random lattice of this
+    stride (FCN32s and FCN8s only). "sgd" has a momentum of 0.9. `head_rate`: the learning rate of all but the
+    backbone is so many times higher. `decay_norms`: whether weight decay is for batch norm and biases too.
+    `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
+    before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
+    `evaluate_every`: steps after which the validation split is scored.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    augmentation: Augmentation = Augmentation()
+    out: Path
+    steps: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=10, gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    crop: tuple[int, int] = (512, 512)
+    phases: tuple[int, int, int, int] = (1, 1, 1, 1)
+    loss_stride: int = Field(default=1, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-5, gt=0)
+    head_rate: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay_norms: bool = True
+    schedule: Literal["constant", "poly", "exponential"] = "constant"
+    final_share: float = Field(default=0.01, gt=0, le=1)
+    warm_up: int = Field(default=0, ge=0)
+    gradient_clipping: float | None = Field(default=None, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = Field(default=500, gt=0)
+    evaluate_every: int | None = Field(default=None, gt=0)
+    save_as: Literal["fp32", "fp16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainingConfig":
+        if not all(1 <= n <= most for n, most in zip(self.phases, (16, 4, 4, 4), strict=True)):
+            raise ValueError(f"phases are {self.phases}: 1 to 16 of the first, 1 to 4 of each other split")
+        if any(side < 32 for side in self.crop):
+            raise ValueError(f"crop is {self.crop}: at least 32 x 32, one element of the last features")
+        options = CATALOGUE[self.model.name].training_options
+        if self.phases != (1, 1, 1, 1) and "phases" not in options:
+            raise ValueError(f"phases are {self.phases}: only an SMP splits, not {self.model.name}")
+        if self.loss_stride != 1 and "loss_stride" not in options:
+            raise ValueError(
+                f"loss_stride is {self.loss_stride}: only FCN32s and FCN8s have one, not {self.model.name}"
+            )
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"accumulation is {self.accumulation}: batch_size, {self.batch_size}, is no multiple of it"
+            )
+        if self.warm_up >= self.steps:
+            raise ValueError(f"warm_up is {self.warm_up}: fewer than the {self.steps} steps")
+        if self.head_rate != 1 and not CATALOGUE[self.model.name].encoders:
+            raise ValueError(f"head_rate is {self.head_rate}: {self.model.name} has no backbone of its own")
+        if (self.evaluate_every is None) != (self.data.validation is None):
+            raise ValueError(
+                f"evaluate_every is {self.evaluate_every}, data.validation is {self.data.validation}: both or"
+                " neither"
+            )
+        return self
+
+    def identity(self) -> str:
+        """What must agree for a checkpoint to be gone on from."""
+        free = {"out", "checkpoint_every", "evaluate_every", "save_as", "data"}
+        data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
+        return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)
+
+
+def extended(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's values over those of the file that it extends, section by section."""
+    merged = dict(base)
+    for name, value in own.items():
+        section = merged.get(name)
+        both = isinstance(section, Mapping) and isinstance(value, Mapping)
+        merged[name] = extended(section, value) if both else value  # type: ignore[arg-type]
+    return merged
