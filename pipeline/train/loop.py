@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def fit(
         done = step + 1
         ended = done == config.steps
         if validation is not None and config.evaluate_every and (ended or done % config.evaluate_every == 0):
-            found = score(network, validation, device)
+            with meter.standing():
+                found = score(network, validation, device, config.precision)
             course.mean_iou = found.mean_iou
             by_class = dict(zip(known.classes, found.to_json()["class_iou"].values(), strict=True))
             records.add(done, {"mean_iou": found.mean_iou, "class_iou": by_class})
@@ -191,6 +193,13 @@ class _Meter:
         self.waited += time.monotonic() - before
         self.images += len(batch.files)
         return batch
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """What happens inside is not of the training's time."""
+        before = time.monotonic()
+        yield
+        self.begun += time.monotonic() - before
 
     def report(self, done: int, course: checkpoint.Course) -> StepReport:
         """Takes the losses out of `course`."""
