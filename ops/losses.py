@@ -3,6 +3,7 @@
 Unless said otherwise logits are N x C x H x W, at the labels' size (how they get there is the network's own)
 and of any float dtype; labels are N x H x W int64, class ids 0..C-1 and `ignore_index`. A loss is a scalar,
 computed in fp32, or in fp64 of double logits. If all pixels are ignored it is 0, and so is its gradient.
+"Of the batch" means of all replicas' where they train together (`ops.replicas.counted_over`).
 Labels that don't belong are torch's to refuse: an IndexError or RuntimeError on CPU, an assertion on CUDA.
 """
 
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullres.ops.replicas import divisor
 from fullres.ops.rmi import at_least_fp32
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """Softmax cross entropy, mean over labelled pixels of the batch."""
     labelled = labels != ignore_index
-    return _pixel_losses(logits, labels, ignore_index).sum() / labelled.sum().clamp(min=1)
+    return _pixel_losses(logits, labels, ignore_index).sum() / divisor(labelled.sum())
 
 
 def ohem_cross_entropy(
@@ -35,14 +37,14 @@ def ohem_cross_entropy(
     SPGNet prints neither number; the defaults are HRNet's. The hardest are those of the batch, all labelled
     pixels if there are no more than `least_kept`. HRNet's code leaves out the easiest pixel where all are
     kept, and all pixels as easy as the easiest kept one, which can be every one: here exactly `least_kept`
-    count.
+    count. Each replica of a training has its own hardest, as in HRNet's code.
     """
     losses = _pixel_losses(logits, labels, ignore_index)  # 0 where ignored: never among the hard ones
     hard = losses > -math.log(threshold)
-    hard_mean = (losses * hard).sum() / hard.sum().clamp(min=1)
+    few = hard.sum() < least_kept
     hardest = losses.flatten().topk(min(least_kept, losses.numel()), sorted=False).values
-    hardest_mean = hardest.sum() / (labels != ignore_index).sum().clamp(min=1, max=least_kept)
-    return torch.where(hard.sum() < least_kept, hardest_mean, hard_mean)
+    kept = torch.where(few, (labels != ignore_index).sum().clamp(max=least_kept), hard.sum())
+    return torch.where(few, hardest.sum(), (losses * hard).sum()) / divisor(kept)
 
 
 def class_probability_kl(logits: Tensor, target: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def class_probability_kl(logits: Tensor, target: Tensor) -> Tensor:
     weight = shares.sum(1)
     # With t = w p: w KL(p || q) = sum t log t - sum t log q - w log w, and nothing is divided by a w of 0.
     total = F.kl_div(log_prediction, shares, reduction="sum") - torch.xlogy(weight, weight).sum()
-    return total / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    return total / divisor(weight.sum(), torch.finfo(weight.dtype).tiny)
 
 
 def sampling_tensor_loss(prediction: Tensor, target: Tensor) -> Tensor:

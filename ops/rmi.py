@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullres.ops.replicas import divisor
+
 _RADIUS = 3  # a region's side
 _DIMENSIONS = _RADIUS**2
 _POOL = 4  # both images are averaged 4x4 to 1 first, padded by 2
@@ -44,7 +46,7 @@ def rmi_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
     prediction = logits.sigmoid() * labelled[:, None] + _FLOOR
     information = -_log_determinant(truth, prediction).sum(1) / (2 * _DIMENSIONS)
     counted = labelled.flatten(1).any(1)
-    mean_information = (information * counted).sum() / counted.sum().clamp(min=1)
+    mean_information = (information * counted).sum() / divisor(counted.sum())
     cross_entropy = _binary_cross_entropy(logits, truth, labelled)
     return _LAMBDA * cross_entropy - (1 - _LAMBDA) * mean_information.to(logits.dtype)
 
@@ -68,7 +70,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = 255
 def _binary_cross_entropy(logits: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:
     weight = labelled[:, None].to(logits.dtype)
     total = F.binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum")
-    return total / labelled.sum().clamp(min=1)
+    return total / divisor(labelled.sum())
 
 
 def _one_hot(logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:

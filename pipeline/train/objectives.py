@@ -17,6 +17,7 @@ from fullres.models.seethrough import HEAD_SCALES, SeeThroughNetOutput
 from fullres.models.spgnet import SPGNetOutput
 from fullres.ops.class_probability import class_probability_tensor
 from fullres.ops.losses import class_probability_kl, cross_entropy, ohem_cross_entropy
+from fullres.ops.replicas import Group, counted_over, divisor
 from fullres.ops.rmi import binary_cross_entropy, rmi_loss
 
 _AUXILIARY = 0.4  # PSPNet, Sec. 5.1
@@ -27,20 +28,24 @@ Output = LatticeOutput | TrainingOutput | OCRNetOutput | SPGNetOutput | SeeThrou
 
 class SegmentationLoss(nn.Module):
     """A network and its objective as one module, which is what optimizers, engines and pipelines wrap:
-    images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient.
+    images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient. With a `group` of
+    replicas the mean of their scalars is that of the whole batch (`ops.replicas`).
 
     All pixels ignored: 0, with zero gradient, but for class probabilities, where the ignored share is
     predicted too.
     """
 
-    def __init__(self, network: nn.Module, ignore_index: int = 255) -> None:
+    def __init__(self, network: nn.Module, ignore_index: int = 255, group: Group | None = None) -> None:
         super().__init__()
+        self.group = group
         self.network = network
         self.ignore_index = ignore_index
         self.align_corners: bool = getattr(network, "align_corners", False)  # of its auxiliary heads
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        return objective(self.network(images), labels, self.ignore_index, self.align_corners)
+        output = self.network(images)
+        with counted_over(self.group):
+            return objective(output, labels, self.ignore_index, self.align_corners)
 
 
 def objective(output: Output, labels: Tensor, ignore_index: int = 255, align_corners: bool = False) -> Tensor:
@@ -84,7 +89,7 @@ def _of_lattices(lattices: Sequence[Lattice], labels: Tensor, ignore_index: int)
         for lattice, truth in zip(lattices, truths, strict=True)
     )
     count = sum((truth != ignore_index).sum() for truth in truths)
-    return total / torch.as_tensor(count).clamp(min=1)
+    return total / divisor(torch.as_tensor(count))
 
 
 def _with_heads(
