@@ -96,7 +96,7 @@ class ReplicaBatchNorm2d(nn.BatchNorm2d):
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if not self.track_running_stats or self.running_mean is None:
             return
-        self.num_batches_tracked += 1  # type: ignore[operator]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum  # type: ignore[union-attr]
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,25 +40,15 @@ def check_space(config: TrainingConfig, network: nn.Module) -> None:
         )
 
 
-def save(
-    path: Path,
-    step: int,
-    config: TrainingConfig,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    course: Course,
-) -> None:
-    """Raises ValueError for weights that are no finite numbers, OSError where it cannot be written; the last
-    checkpoint stays."""
-    if (name := not_finite(network.state_dict())) is not None:
+def save(path: Path, step: int, config: TrainingConfig, state: dict[str, Any], course: Course) -> None:
+    """`state`: an engine's. Raises ValueError for weights that are no finite numbers, OSError where it cannot
+    be written; the last checkpoint stays."""
+    if (name := not_finite(state["network"])) is not None:
         raise ValueError(
             f"{name} holds values that are no finite numbers at step {step}: lower learning_rate "
             f"(now {config.learning_rate})"
         )
-    state = {
-        "step": step, "config": config.identity(), "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(), "course": vars(course),
-    }  # fmt: skip
+    state = {"step": step, "config": config.identity(), "course": vars(course), **state}
     with atomic(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(state, file)
@@ -67,11 +58,9 @@ def save(
             ) from error
 
 
-def load(
-    path: Path, config: TrainingConfig, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, Course]:
-    """Fill network and optimizer; the steps done and their course. Raises ValueError for a file
-    that is damaged, or of something else."""
+def load(path: Path, config: TrainingConfig, fill: Callable[[dict[str, Any]], None]) -> tuple[int, Course]:
+    """`fill` an engine; the steps done and their course. Raises ValueError for a file that is damaged, or of
+    something else."""
     if (entry := damaged_entry(path)) is not None:
         raise ValueError(f"{path} is damaged ({entry}); remove it to start afresh")
     try:
@@ -83,8 +72,7 @@ def load(
     if state["config"] != config.identity():
         raise ValueError(f"{path} is of another configuration; give another `out` or remove it")
     try:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
+        fill(state)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is of another network; remove it to start afresh") from error
     return state["step"], Course(**state["course"])

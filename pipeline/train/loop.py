@@ -1,14 +1,13 @@
-"""Training in one process: the loop around a network and its objective.
+"""The loop of a training, around an engine that computes its steps.
 
 Every step draws from generators seeded by (seed, step), so a run that was stopped goes on exactly as if it
 had not been, and the same configuration on the same machine ends with the same weights.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +15,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from fullres.models.catalogue import CATALOGUE
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.files import atomic, write_bytes_atomically
-from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.network import check_batch, initial_network
-from fullres.pipeline.train.objectives import SegmentationLoss
-from fullres.pipeline.train.optimizer import freeze, learning_rate, optimizer_for, set_learning_rate
+from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
+from fullres.pipeline.train.network import check_batch
+from fullres.pipeline.train.optimizer import learning_rate
 from fullres.pipeline.train.records import Records
 from fullres.pipeline.train.samples import Batch, Frames, Samples, class_places
 from fullres.pipeline.train.scoring import score
 
+_CHECKPOINT = "checkpoint.pt"
 _EVERY = 20  # steps between two reports
+_RECORDED = {"loss", "learning_rate", "images_per_second", "waiting"}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -55,72 +55,21 @@ def fit(
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
 ) -> Path:
-    """Train to the end, from the last checkpoint in `config.out` if there is one; returns the weights' path.
-
-    Writes into that folder now and then `checkpoint.pt`, `metrics.jsonl` and TensorBoard's files,
-    `best.safetensors` when the validation split has a higher mean IoU than before, and at the end
-    `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. `drop_head`: see
-    `initial_network`.
-
-    Raises ValueError if the folder holds a checkpoint of another configuration, if the network can't be
-    trained on such batches or diverges, OSError if it can't write there, and what reading data and weights
-    raises.
-    """
+    """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`."""
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
-    samples, validation = _samples(config), None
-    if config.data.validation is not None:
-        validation = Frames(config.data, config.data.validation)
-    torch.manual_seed(config.seed)
-    path = config.out / "checkpoint.pt"
-    resumed, start = path.exists(), config.model
-    if resumed:  # it has all weights: the files of the start may be gone
-        start = start.model_copy(update={"weights": None, "backbone_weights": None})
-    known = samples.frames.known
-    network = initial_network(start, len(known.classes), drop_head)
-    for option in CATALOGUE[config.model.name].training_options:
-        setattr(network, option, getattr(config, option))
-    freeze(config, network)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loss_of, optimizer = SegmentationLoss(network, known.ignore_index), optimizer_for(config, network)
-    first, course = 0, checkpoint.Course()
-    if resumed:
-        first, course = checkpoint.load(path, config, network, optimizer)
-    checkpoint.check_space(config, network)
-    records, meter = Records(config.out, first), _Meter(config)
-    batches = samples.batches(config.batch_size, first, config.steps, config.data.workers)
-    for step in range(first, config.steps):
-        batch = meter.waited_for(batches)
-        set_learning_rate(optimizer, learning_rate(config, step))
-        course.losses.append(_step(config, step, batch, loss_of, optimizer, device))
-        done = step + 1
-        ended = done == config.steps
-        if validation is not None and config.evaluate_every and (ended or done % config.evaluate_every == 0):
-            with meter.standing():
-                found = score(network, validation, device, config.precision)
-            course.mean_iou = found.mean_iou
-            by_class = dict(zip(known.classes, found.to_json()["class_iou"].values(), strict=True))
-            records.add(done, {"mean_iou": found.mean_iou, "class_iou": by_class})
-            if course.best is None or found.mean_iou > course.best:
-                course.best = found.mean_iou
-                _write_weights(config, network, config.out / "best.safetensors", known.name)
-        if done % _EVERY == 0 or ended:
-            report = meter.report(done, course)
-            records.add(done, {n: v for n, v in vars(report).items() if n in _RECORDED})
-            progress(report)
-        if done % config.checkpoint_every == 0 or ended:
-            checkpoint.save(path, done, config, network, optimizer, course)
-    records.close()
-    weights = config.out / "weights.safetensors"
-    _write_weights(config, network, weights, known.name)
-    summary = {"steps": config.steps, "mean_iou": course.mean_iou, "best_mean_iou": course.best}
-    write_bytes_atomically(config.out / "summary.json", json.dumps(summary, indent=1).encode())
-    return weights
+    samples = samples_of(config)
+    objective = objective_of(config, samples.frames.known, checkpoint_of(config), drop_head)
+    return run(config, samples, PlainEngine(config, objective, device), progress)
 
 
-_RECORDED = {"loss", "learning_rate", "images_per_second", "waiting"}
+def checkpoint_of(config: TrainingConfig) -> Path | None:
+    """The one that a run goes on from."""
+    path = config.out / _CHECKPOINT
+    return path if path.exists() else None
 
 
-def _samples(config: TrainingConfig) -> Samples:
+def samples_of(config: TrainingConfig) -> Samples:
+    """Raises what reading the data raises, and ValueError where no label map has any class to be drawn."""
     frames, how = Frames(config.data), config.augmentation
     places: list[np.ndarray] = []
     if how.class_uniform:
@@ -130,51 +79,89 @@ def _samples(config: TrainingConfig) -> Samples:
     return Samples(frames, how, config.crop, config.seed, config.data.in_memory, places)
 
 
-def _step(
+def run(
     config: TrainingConfig,
-    step: int,
-    batch: Batch,
-    loss_of: SegmentationLoss,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-) -> float:
-    """One step; its loss. Raises ValueError where that is no finite number, and changes nothing then."""
-    torch.manual_seed(config.seed * 1_000_003 + step)  # this step's phases and dropout
-    optimizer.zero_grad()
-    total = 0.0
-    for index in range(config.accumulation):
-        part = batch.part(index, config.accumulation)
-        inputs = normalise(part.images.to(device), torch.float32)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = loss_of(inputs, part.labels.to(device).long()) / config.accumulation
-        loss.backward()
-        total += loss.item()
-    if not math.isfinite(total):
-        raise ValueError(
-            f"loss is {total} at step {step}: lower learning_rate (now {config.learning_rate}); its batch: "
-            + ", ".join(batch.files)
-        )
-    if config.gradient_clipping is not None:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(trained, config.gradient_clipping)
-    optimizer.step()
-    return total
+    samples: Samples,
+    engine: Engine,
+    progress: Callable[[StepReport], None] = lambda report: None,
+) -> Path:
+    """All steps, from the last checkpoint in `config.out` if there is one; returns the weights' path.
+
+    Writes into that folder now and then `checkpoint.pt`, `metrics.jsonl` and TensorBoard's files,
+    `best.safetensors` when the validation split has a higher mean IoU than before, and at the end
+    `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. Of several processes the
+    first writes.
+
+    Raises ValueError if the folder holds a checkpoint of another configuration or the network diverges,
+    OSError if it can't write there, and what reading data raises.
+    """
+    validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
+    first, course, path = 0, checkpoint.Course(), config.out / _CHECKPOINT
+    if path.exists():
+        first, course = checkpoint.load(path, config, engine.load_state)
+    leads = engine.rank == 0
+    if leads:
+        checkpoint.check_space(config, engine.network())
+    records = Records(config.out, first) if leads else None
+    meter = _Meter(config)
+    batches = samples.batches(
+        config.batch_size, first, config.steps, config.data.workers, engine.rank, engine.ranks
+    )
+    with closing(batches):  # ends the processes that read
+        for step in range(first, config.steps):
+            batch = meter.waited_for(batches)
+            course.losses.append(engine.step(step, batch, learning_rate(config, step)))
+            done, ended = step + 1, step + 1 == config.steps
+            if validation is not None and (ended or done % (config.evaluate_every or 1) == 0):
+                with meter.standing():
+                    _evaluate(config, done, engine, validation, course, records)
+            if done % _EVERY == 0 or ended:
+                report = meter.report(done, course)
+                if records is not None:
+                    records.add(done, {n: v for n, v in vars(report).items() if n in _RECORDED})
+                    progress(report)
+            if done % config.checkpoint_every == 0 or ended:
+                state = engine.state()
+                if leads:
+                    checkpoint.save(path, done, config, state, course)
+    weights, network = config.out / "weights.safetensors", engine.network()
+    if records is not None:
+        records.close()
+        _write_weights(config, network, weights)
+        summary = {"steps": config.steps, "mean_iou": course.mean_iou, "best_mean_iou": course.best}
+        write_bytes_atomically(config.out / "summary.json", json.dumps(summary, indent=1).encode())
+    return weights
 
 
-def _write_weights(config: TrainingConfig, network: nn.Module, path: Path, dataset: str) -> None:
+def _evaluate(
+    config: TrainingConfig,
+    done: int,
+    engine: Engine,
+    validation: Frames,
+    course: checkpoint.Course,
+    records: Records | None,
+) -> None:
+    """The mean IoU goes into `course`, the network, where none was better, into a file."""
+    network = engine.network()
+    found = score(network, validation, engine, config.precision)
+    better = course.best is None or found.mean_iou > course.best
+    course.mean_iou, course.best = found.mean_iou, found.mean_iou if better else course.best
+    if records is not None:
+        records.add(done, {"mean_iou": found.mean_iou, "class_iou": found.to_json()["class_iou"]})
+        if better:
+            _write_weights(config, network, config.out / "best.safetensors")
+
+
+def _write_weights(config: TrainingConfig, network: nn.Module, path: Path) -> None:
+    """Without auxiliary heads."""
+    known = config.data.known()
+    info = WeightsInfo(config.model.name, config.model.width, len(known.classes), known.name)
     heads, network.auxiliary = getattr(network, "auxiliary", None), None  # type: ignore[assignment]
     try:
-        info = WeightsInfo(config.model.name, config.model.width, _classes(config), dataset)
         with atomic(path) as temporary:
-            save_weights(
-                network, temporary, info, torch.float16 if config.save_as == "fp16" else torch.float32
-            )
+            save_weights(network, temporary, info, _DTYPES[config.save_as])
     finally:
         network.auxiliary = heads  # type: ignore[assignment]
-
-
-def _classes(config: TrainingConfig) -> int:
-    return len(config.data.known().classes)
 
 
 class _Meter:

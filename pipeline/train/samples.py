@@ -5,7 +5,7 @@ however many workers. Numbers 0 to n-1 of n images are the first epoch, each ima
 own, the next n the second.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -146,7 +146,7 @@ class Samples(TorchDataset):
 
     def batches(
         self, batch_size: int, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The batches of steps `first` to `last` - 1, or of each its part of `ranks` equal ones, read ahead
         by `workers` processes. Raises what reading raises."""
         share = batch_size // ranks

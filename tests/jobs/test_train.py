@@ -19,6 +19,8 @@ from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.review.evaluate import evaluate
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint, loop
+from fullres.pipeline.train.engine import PlainEngine
+from fullres.pipeline.train.objectives import SegmentationLoss
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
 def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, monkeypatch, settings):
     settings = {"schedule": "poly", "steps": 5} | settings
     assert train(out="undisturbed", **settings).exit_code == 0
-    loss, calls = loop.SegmentationLoss.forward, []
+    loss, calls = SegmentationLoss.forward, []
 
     def stop_in_the_fourth_step(*arguments):
         calls.append(None)
@@ -99,7 +101,7 @@ def test_stopped_and_started_again_ends_with_the_same_bytes(train, tmp_path, mon
             raise KeyboardInterrupt
         return loss(*arguments)
 
-    monkeypatch.setattr(loop.SegmentationLoss, "forward", stop_in_the_fourth_step)
+    monkeypatch.setattr(SegmentationLoss, "forward", stop_in_the_fourth_step)
     assert train(out="stopped", **settings).exit_code != 0
     assert not (tmp_path / "stopped/weights.safetensors").exists()
     calls.clear()
@@ -147,8 +149,8 @@ def test_the_loss_falls(train, tmp_path):
     def trained(steps):
         losses = []
         with pytest.MonkeyPatch.context() as patch:
-            loss = loop.SegmentationLoss.forward
-            patch.setattr(loop.SegmentationLoss, "forward", lambda *a: losses.append(loss(*a)) or losses[-1])
+            loss = SegmentationLoss.forward
+            patch.setattr(SegmentationLoss, "forward", lambda *a: losses.append(loss(*a)) or losses[-1])
             assert train(steps=steps, phases=[1, 1, 4, 4]).exit_code == 0
         return [float(value.detach()) for value in losses]
 
@@ -304,14 +306,14 @@ def test_a_foreign_checkpoint_is_one_line(train, tmp_path, content):
 
 def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
     """Though the loss is finite, as it is where a step ruins what only evaluation reads."""
-    loss = loop.SegmentationLoss.forward
+    loss = SegmentationLoss.forward
 
     def ruin(self, *arguments):
         value = loss(self, *arguments)
         next(b for n, b in self.network.named_buffers() if n.endswith("running_var")).data.fill_(math.inf)
         return value
 
-    monkeypatch.setattr(loop.SegmentationLoss, "forward", ruin)
+    monkeypatch.setattr(SegmentationLoss, "forward", ruin)
     for steps in (1, 4):  # at the end, and at a checkpoint
         result = train(out=f"{steps}", steps=steps)
         assert result.exit_code == 2, result.output
@@ -337,7 +339,7 @@ def one_line(result):
 
 def test_a_disk_too_small_is_said_before_work(train, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
-    monkeypatch.setattr(loop.SegmentationLoss, "forward", lambda *a: pytest.fail("it began"))
+    monkeypatch.setattr(SegmentationLoss, "forward", lambda *a: pytest.fail("it began"))
     assert re.search(r"run: a checkpoint takes \d+ MiB, the disk has 1 MiB free", one_line(train()))
 
 
@@ -473,16 +475,16 @@ def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "check_space", lambda *a: (tmp_path / "run").mkdir(exist_ok=True))
     assert run().exit_code == 0
     whole = metrics_of(tmp_path / "run")
-    step, stopped = loop._step, []
+    step, stopped = PlainEngine.step, []
 
-    def interrupted(config, number, *others):
+    def interrupted(self, number, *others):
         if number in (3, 5) and number not in stopped:
             stopped.append(number)
             raise KeyboardInterrupt
-        return step(config, number, *others)
+        return step(self, number, *others)
 
     (tmp_path / "run").rename(tmp_path / "whole")
-    monkeypatch.setattr(loop, "_step", interrupted)
+    monkeypatch.setattr(PlainEngine, "step", interrupted)
     for _ in range(2):
         assert run().exit_code != 0
     assert run().exit_code == 0
@@ -547,14 +549,14 @@ def test_accumulated_parts_make_up_the_batch(run, tmp_path):
 
 
 def test_a_loss_that_is_no_number_names_step_and_files(run, tmp_path, monkeypatch):
-    forward = loop.SegmentationLoss.forward
+    forward = SegmentationLoss.forward
     calls = []
 
     def diverging(self, *arguments):
         calls.append(None)
         return forward(self, *arguments) * (math.nan if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(loop.SegmentationLoss, "forward", diverging)
+    monkeypatch.setattr(SegmentationLoss, "forward", diverging)
     line = one_line(run())
     assert re.search(r"loss is nan at step 3: lower learning_rate .* batch: \S+/\d\.png, \S+/\d\.png", line)
     assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 2

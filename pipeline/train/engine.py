@@ -1,0 +1,127 @@
+"""Who computes the steps of a training. An engine has the network, its objective and its optimizer; the loop
+around it (`loop.py`) does not know how many processes there are.
+
+`PlainEngine` is one process with plain torch, and the reference for all others.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fullres.models.catalogue import CATALOGUE
+from fullres.ops.replicas import Group, with_shared_statistics
+from fullres.pipeline.data.transforms import normalise
+from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.network import initial_network
+from fullres.pipeline.train.objectives import SegmentationLoss
+from fullres.pipeline.train.optimizer import freeze, optimizer_for, set_learning_rate
+from fullres.pipeline.train.samples import Batch
+
+
+class Diverged(ValueError):
+    """The loss is no finite number. Nothing was changed by the step."""
+
+
+class Engine(Protocol):
+    """One process of those that train together: all call the same methods in the same order. `rank`: its
+    number among `ranks`."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+
+    def step(self, number: int, batch: Batch, rate: float) -> float:
+        """One step with this process's part of the batch; the loss of the whole batch. Raises Diverged."""
+        ...
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """The sum over all processes."""
+        ...
+
+    def network(self) -> nn.Module:
+        """One with all weights as they are now, for labelling images and for saving."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """ "network" and "optimizer": what `torch.optim` and `nn.Module` call their state dicts, whole, the
+        same whatever the engine."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+def objective_of(
+    config: TrainingConfig, known: Dataset, weights: Path | None, drop_head: bool, group: Group | None = None
+) -> SegmentationLoss:
+    """The network as it starts, with what trains it, in training mode on the CPU. `weights`: a checkpoint
+    holds all of them, and the files of the start may be gone. Raises as `initial_network`."""
+    start = config.model
+    if weights is not None:
+        start = start.model_copy(update={"weights": None, "backbone_weights": None})
+    torch.manual_seed(config.seed)
+    network = initial_network(start, len(known.classes), drop_head)
+    for option in CATALOGUE[config.model.name].training_options:
+        setattr(network, option, getattr(config, option))
+    freeze(config, network)
+    if group is not None:
+        network = with_shared_statistics(network, group)
+    return SegmentationLoss(network, known.ignore_index, group)
+
+
+def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"loss is {loss} at step {number}: lower learning_rate (now {config.learning_rate}); its batch: "
+            + ", ".join(batch.files)
+        )
+
+
+class PlainEngine:
+    """See `Engine`. Batch norm sees each of the `accumulation` parts of a batch by itself."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, config: TrainingConfig, objective: SegmentationLoss, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optimizer_for(config, objective.network)
+
+    def step(self, number: int, batch: Batch, rate: float) -> float:
+        torch.manual_seed(self.config.seed * 1_000_003 + number)  # this step's phases and dropout
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        parts, total = self.config.accumulation, 0.0
+        for index in range(parts):
+            part = batch.part(index, parts)
+            images = normalise(part.images.to(self.device), torch.float32)
+            bf16 = self.config.precision == "bf16"
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                loss = self.objective(images, part.labels.to(self.device).long()) / parts
+            loss.backward()
+            total += loss.item()
+        check_loss(self.config, number, total, batch)
+        if self.config.gradient_clipping is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.config.gradient_clipping)
+        self.optimizer.step()
+        return total
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+    def network(self) -> nn.Module:
+        return self.objective.network
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.objective.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.objective.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
