@@ -1,4 +1,4 @@
-"""`fullres train CONFIG.toml`: train a network in one process."""
+"""`fullres train CONFIG.toml`: train a network, in one process or by the workers of a Ray cluster."""
 
 import tomllib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fullres.jobs.common import USER_ERRORS, console, fail
+from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
 from fullres.models.catalogue import build, parameter_count
 from fullres.pipeline.train.config import Augmentation, DataConfig, ModelConfig, TrainingConfig, extended
 from fullres.pipeline.train.loop import StepReport, fit
@@ -99,13 +99,24 @@ def train(
             "--drop-head", help="Start from weights of other classes: leave out what depends on their count."
         ),
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Train on Ray with so many processes that share each batch, one a GPU or one a CPU."
+        ),
+    ] = None,
+    address: AddressOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's by default.")] = None,
 ) -> None:
     """Train the network of a configuration file; started again, it goes on from its last checkpoint."""
     config = read_config(config_path, changes or [])
     if drop_head and config.model.weights is None:
         fail("--drop-head: no weights to start from: the configuration names none under model")
+    if address is not None and workers is None:
+        fail(f"--address is '{address}': say how many --workers there are to be")
     if threads is not None:
+        if workers is not None:
+            fail(f"--threads is {threads}: a worker on a CPU has one")
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -113,10 +124,24 @@ def train(
             _describe(config)
         else:
             with _progress(config) as show:
-                weights = fit(config, device, show, drop_head)
+                if workers is None:
+                    weights = fit(config, device, show, drop_head)
+                else:
+                    weights = _on_workers(config, workers, address, show, drop_head)
             print(weights)
     except (*USER_ERRORS, ValueError) as error:
         fail(error)
+
+
+def _on_workers(
+    config: TrainingConfig, workers: int, address: str | None, show: Any, drop_head: bool
+) -> Path:
+    # Ray and DeepSpeed are imported where they are needed: they take seconds.
+    from fullres.cluster import training
+    from fullres.cluster.connection import ray_cluster
+
+    with ray_cluster(address, workers):
+        return training.fit(config, workers, show, drop_head)
 
 
 def _describe(config: TrainingConfig) -> None:

@@ -46,9 +46,10 @@ from fullres.models.full_resolution.steps import (
     UnsupportedModule,
     walk,
 )
+from fullres.ops.replicas import ReplicaBatchNorm2d
 
 # Taken as they are: they work otherwise in training, or their parameters are computed.
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (ReplicaBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _WHOLE = (nn.Conv2d, *NORMS, nn.PReLU, nn.Linear)
 _BATCH_NORM = (torch.ops.aten.native_batch_norm, torch.ops.aten._native_batch_norm_legit_no_training)
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
-from fullres.ops.replicas import Group, with_shared_statistics
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.train.config import TrainingConfig
@@ -56,7 +55,7 @@ class Engine(Protocol):
 
 
 def objective_of(
-    config: TrainingConfig, known: Dataset, weights: Path | None, drop_head: bool, group: Group | None = None
+    config: TrainingConfig, known: Dataset, weights: Path | None, drop_head: bool
 ) -> SegmentationLoss:
     """The network as it starts, with what trains it, in training mode on the CPU. `weights`: a checkpoint
     holds all of them, and the files of the start may be gone. Raises as `initial_network`."""
@@ -68,9 +67,7 @@ def objective_of(
     for option in CATALOGUE[config.model.name].training_options:
         setattr(network, option, getattr(config, option))
     freeze(config, network)
-    if group is not None:
-        network = with_shared_statistics(network, group)
-    return SegmentationLoss(network, known.ignore_index, group)
+    return SegmentationLoss(network, known.ignore_index)
 
 
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch) -> None:

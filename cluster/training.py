@@ -1,0 +1,186 @@
+"""Training on a Ray cluster: Ray Train places the processes, joins them and starts them again when one dies;
+each goes on from the last checkpoint.
+
+The driver watches through an actor, the board, on which the first process writes its reports, and any process
+what ended the training: Ray Train by itself would start again after a mistake in the data too.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from fullres.cluster.connection import first_line
+from fullres.cluster.deepspeed_engine import DeepSpeedEngine
+from fullres.cluster.workers import Device, cluster_device, places
+from fullres.ops.errors import FullresError
+from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.engine import objective_of
+from fullres.pipeline.train.loop import StepReport, checkpoint_of, run, samples_of
+from fullres.pipeline.train.network import check_batch
+
+# A training whose processes died so often without a checkpoint between is the cause, not the victim.
+_RETRIES = 3
+_LOOKS = 0.25  # seconds between two looks at the board
+# Ray Train's own: how often it asks whether its processes live, how long it waits for a place for them.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}  # fmt: skip
+
+
+class TrainingError(FullresError):
+    """The training cannot go on; one line."""
+
+
+class _Board:
+    """What the driver reads. `starts`: of each checkpoint that processes went on from, how often."""
+
+    def __init__(self) -> None:
+        self.report: StepReport | None = None
+        self.failure: str | None = None
+        self.starts: dict[int, int] = {}
+        self.last = ""
+
+    def told(self) -> tuple[StepReport | None, str | None]:
+        return self.report, self.failure
+
+    def write(self, report: StepReport) -> None:
+        self.report = report
+
+    def fail(self, why: str) -> None:
+        self.failure = self.failure or why
+
+    def note(self, why: str) -> None:
+        """What a process died of, if it can say so."""
+        self.last = f", the last of: {why}"
+
+    def begin(self, checkpoint: int) -> str | None:
+        """Why not to begin, if so."""
+        self.starts[checkpoint] = self.starts.get(checkpoint, 0) + 1
+        if self.starts[checkpoint] > _RETRIES + 1:
+            self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
+        return self.failure
+
+
+def fit(
+    config: TrainingConfig,
+    workers: int,
+    progress: Callable[[StepReport], None] = lambda report: None,
+    drop_head: bool = False,
+) -> Path:
+    """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU; returns the weights'
+    path. As `pipeline.train.loop.run`, whose files all processes must reach.
+
+    Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
+    """
+    device = cluster_device()
+    _check(config, workers, device)
+    check_batch(config.model, config.batch_size // config.accumulation, config.crop)
+    samples_of(config.model_copy(update={"data": config.data.model_copy(update={"in_memory": False})}))
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
+    config = config.model_copy(update={"out": config.out.absolute()})
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "drop_head": drop_head, "board": board, "device": device},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=-1)
+        ),
+        torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
+    )
+    ended: list[BaseException | None] = []
+    thread = Thread(target=_fit, args=(trainer, ended), daemon=True)
+    thread.start()
+    shown, failure = None, None
+    while True:
+        alive = thread.is_alive()
+        report, failure = ray.get(board.told.remote())
+        if report is not None and report != shown:
+            shown = report
+            progress(report)
+        if not alive or failure is not None:
+            break
+        time.sleep(_LOOKS)
+    thread.join(60)
+    ray.kill(board)
+    if failure is not None:
+        raise TrainingError(failure)
+    if ended and ended[0] is not None:
+        raise TrainingError(_in_one_line(ended[0])) from ended[0]
+    return config.out / "weights.safetensors"
+
+
+def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
+    try:
+        trainer.fit()
+        ended.append(None)
+    except BaseException as error:
+        ended.append(error)
+
+
+def _check(config: TrainingConfig, workers: int, device: Device) -> None:
+    parts = workers * config.accumulation
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}: no multiple of {workers} workers"
+            + (f" times accumulation {config.accumulation}" if config.accumulation > 1 else "")
+        )
+    there = places(device)
+    if workers > there:
+        kind = "GPU" if device == "cuda" else "CPU"
+        raise ValueError(f"workers is {workers}: each takes a {kind}, the cluster has {there}")
+
+
+def _in_one_line(error: BaseException) -> str:
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(error, TrainingFailedError) and failures:
+        rank, cause = min(failures.items())
+        return f"worker {rank}: {first_line(cause)}"
+    return first_line(error)
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """One process of a training."""
+    config, board = settings["config"], settings["board"]
+    torch.set_num_threads(1)
+    device = torch.device(settings["device"])
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    weights = checkpoint_of(config)
+    if dist.get_rank() == 0:
+        version = weights.stat().st_mtime_ns if weights is not None else 0
+        ray.get(board.begin.remote(version))
+    dist.barrier()
+    if ray.get(board.told.remote())[1] is not None:
+        return
+    try:
+        samples = samples_of(config)
+        objective = objective_of(config, samples.frames.known, weights, settings["drop_head"])
+        engine = DeepSpeedEngine(config, objective, device)
+
+        def report(report: StepReport) -> None:
+            board.write.remote(report)
+
+        run(config, samples, engine, report)
+    except (FullresError, OSError, ValueError) as error:
+        ray.get(board.fail.remote(first_line(error)))
+        raise
+    except Exception as error:
+        ray.get(board.note.remote(first_line(error)))
+        raise
+    dist.barrier()

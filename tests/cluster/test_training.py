@@ -1,0 +1,218 @@
+"""A training on Ray workers is the one in this process, whatever happens to them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.pipeline.data.images import write_png
+from fullres.pipeline.scenes import render_scene
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 128 << 20})
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Scenes of which some have hardly a labelled pixel, so that workers' counts differ."""
+    root = tmp_path_factory.mktemp("root")
+    for split, count in (("train", 7), ("val", 3)):
+        for i in range(count):
+            image, labels = render_scene(i, 72, 88)
+            if i % 3 == 0:
+                labels[8:] = 255
+            write_png(root / f"images/{split}/{i}.png", image)
+            write_png(root / f"labels/{split}/{i}.png", labels)
+    return root
+
+
+@pytest.fixture
+def train(cluster, root, tmp_path):
+    def run(out, workers, *changes, model="smp18", width=0.0625):
+        config = tmp_path / "config.toml"
+        config.write_text(f"""
+out = "{tmp_path / out}"
+steps = {STEPS}
+batch_size = 4
+crop = [64, 64]
+optimizer = "sgd"
+learning_rate = 1e-3
+schedule = "poly"
+checkpoint_every = 3
+[model]
+name = "{model}"
+width = {width}
+[data]
+dataset = "folder"
+classes = 19
+root = "{root}"
+workers = 0
+""")
+        asked = (
+            ["--threads", "1"] if workers is None else ["--workers", workers, "--address", cluster.address]
+        )
+        changed = [word for change in changes for word in ("--set", change)]
+        return CliRunner().invoke(app, ["train", str(config), *changed, *map(str, asked)])
+
+    return run
+
+
+def course_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+TIMES = {"images_per_second", "waiting"}
+
+
+def without_times(folder):
+    return [{name: v for name, v in line.items() if name not in TIMES} for line in course_of(folder)]
+
+
+def assert_equal(folder, reference):
+    assert without_times(folder) == without_times(reference)
+    for name in ("weights.safetensors", "summary.json"):
+        assert (folder / name).read_bytes() == (reference / name).read_bytes()
+
+
+def assert_close(folder, reference):
+    """But for rounding. A pixel on the edge between two classes changes the mean IoU."""
+    for line, expected in zip(course_of(folder), course_of(reference), strict=True):
+        for name, tolerance in {"loss": 1e-5, "mean_iou": 1e-2}.items():
+            assert line.get(name, 0) == pytest.approx(expected.get(name, 0), rel=tolerance)
+    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, reference))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
+    """Phases drawn of every split, a scored split, clipped gradients."""
+    scored = ("data.validation=val", f"evaluate_every={STEPS}")
+    changes = ("phases=[1, 1, 2, 4]", "gradient_clipping=1.0", *scored)
+    for out, workers in (("plain", None), ("one", 1), ("two", 2)):
+        result = train(out, workers, *changes)
+        assert result.exit_code == 0, result.output
+    for out in ("one", "two"):
+        assert_close(tmp_path / out, tmp_path / "plain")
+
+
+def test_accumulated_parts_of_a_network_with_auxiliary_losses(train, tmp_path):
+    for out, workers in (("plain", None), ("one", 1)):
+        result = train(out, workers, "accumulation=2", "steps=4", "head_rate=2", model="ocrnet18")
+        assert result.exit_code == 0, result.output
+    assert_equal(tmp_path / "one", tmp_path / "plain")
+
+
+def workers_of_training():
+    """Process ids of Ray Train's workers."""
+    every = psutil.process_iter(["cmdline"])
+    return [p.pid for p in every if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def test_a_killed_worker_changes_nothing(train, tmp_path):
+    assert train("undisturbed", 2).exit_code == 0
+    killed = []
+
+    def kill():
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and not (tmp_path / "killed/checkpoint.pt").exists():
+            time.sleep(0.01)
+        killed.extend(workers_of_training()[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = train("killed", 2)
+    thread.join()
+    assert result.exit_code == 0, result.output
+    assert len(killed) == 1
+    assert_equal(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+def test_another_number_of_workers_goes_on(train, tmp_path):
+    """From two to one to none: the same global batches. Each goes on from the first checkpoint that the one
+    before wrote."""
+    assert train("plain", None).exit_code == 0
+    before = None
+    for out, workers in (("two", 2), ("one", 1), ("none", None)):
+        if before is not None:
+            (tmp_path / out).mkdir()
+            shutil.copy(before, tmp_path / out / "checkpoint.pt")
+        with first_checkpoint(tmp_path / out, tmp_path / f"{out}.pt") as before:
+            assert train(out, workers).exit_code == 0
+        if workers is not None:
+            assert torch.load(before, weights_only=True)["step"] < STEPS
+    assert_close(tmp_path / "none", tmp_path / "plain")
+
+
+@contextmanager
+def first_checkpoint(folder, copy):
+    """The first one that is written into a folder from now on."""
+    path = folder / "checkpoint.pt"
+    begun = path.stat().st_ino if path.exists() else None
+    ended = threading.Event()
+
+    def wait():
+        while not ended.wait(0.002):
+            if path.exists() and path.stat().st_ino != begun:
+                os.link(path, copy)  # checkpoints are replaced, not written over
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield copy
+    ended.set()
+    thread.join()
+
+
+def one_line(result):
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.output
+    return line
+
+
+def test_what_cannot_be_read_ends_the_training_with_one_line(train, root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    (tmp_path / "root/images/train/3.png").write_bytes(b"\x89PNG")
+    line = one_line(train("run", 2, f"data.root={tmp_path}/root"))
+    assert re.search(r"root/images/train/3\.png: ", line)
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
+def test_a_loss_that_diverges_ends_the_training_with_one_line(train, tmp_path):
+    line = one_line(train("run", 2, "learning_rate=1e30", "schedule=constant"))
+    assert re.search(r"at step \d+: lower learning_rate \(now 1e\+30\)", line)
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("workers", "change", "said"),
+    [
+        (3, "batch_size=6", "workers is 3: each takes a CPU, the cluster has 2"),
+        (2, "batch_size=5", "batch_size is 5: no multiple of 2 workers"),
+        (2, "accumulation=4", "batch_size is 4: no multiple of 2 workers times accumulation 4"),
+        (2, "data.root=nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line_before_work(train, tmp_path, workers, change, said):
+    assert said in one_line(train("run", workers, change))
+    assert not (tmp_path / "run").exists()
