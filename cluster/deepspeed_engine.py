@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fullres.ops.replicas import with_shared_statistics
+from fullres.ops.replicas import shared
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import check_loss
+from fullres.pipeline.train.engine import check_loss, draw_anew
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -34,7 +34,7 @@ class DeepSpeedEngine:
         everyone = dist.group.WORLD
         if self.ranks > 1 and everyone is not None:
             objective.group = everyone
-            with_shared_statistics(objective.network, everyone)
+            shared(objective.network, everyone)
         self.optimizer = optimizer_for(config, objective.network)
         self._engine, *_ = deepspeed.initialize(
             model=objective.to(device), optimizer=self.optimizer, config=_settings(config, self.ranks),
@@ -47,11 +47,11 @@ class DeepSpeedEngine:
         return self._engine.module.network
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
-        torch.manual_seed(self.config.seed * 1_000_003 + number)  # the same phases in every process
         set_learning_rate(self.optimizer, rate)
         parts, total = self.config.accumulation, torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(parts):
             part = batch.part(index, parts)
+            draw_anew(self.config, number, index)  # the same in every process
             images = normalise(part.images.to(self.device), torch.float32)
             loss = self._engine(images, part.labels.to(self.device).long())
             total += loss.detach() / parts

@@ -1,5 +1,5 @@
 """What the replicas of a data-parallel training must share so that together they are one process with the
-whole batch: the counts that losses are divided by, and batch norm's statistics.
+whole batch: the counts that losses are divided by, batch norm's statistics, and dropout's pattern.
 
 Works with any backend of torch.distributed, gloo on CPUs too, which torch's SyncBatchNorm refuses.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -102,11 +103,29 @@ class ReplicaBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)  # type: ignore[union-attr]
 
 
-def with_shared_statistics(network: nn.Module, group: Group) -> nn.Module:
-    """`network` itself, every batch norm in it replaced by one that the group shares; parameters, buffers and
-    their names stay. Before an engine or optimizer is made of it."""
+class ReplicaDropout2d(nn.Dropout2d):
+    """Dropout of whole channels whose pattern in training is that of the whole group's batch, of which each
+    process has an equal part in the order of ranks. All must draw from equal generators."""
+
+    def __init__(self, p: float, group: Group) -> None:
+        super().__init__(p)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        ranks, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        pattern = F.dropout2d(x.new_ones(len(x) * ranks, x.shape[1], 1, 1), self.p)
+        return x * pattern[rank * len(x) : (rank + 1) * len(x)]
+
+
+def shared(network: nn.Module, group: Group) -> nn.Module:
+    """`network` itself, every batch norm and dropout in it replaced by one that the group shares; parameters,
+    buffers and their names stay. Before an engine or optimizer is made of it."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, ReplicaBatchNorm2d(child, group))
+            elif type(child) is nn.Dropout2d:
+                setattr(module, name, ReplicaDropout2d(child.p, group).train(child.training))
     return network

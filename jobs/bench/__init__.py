@@ -2,6 +2,7 @@
 
 import typer
 
+from fullres.jobs.bench.parity import parity
 from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
 from fullres.jobs.bench.smp import smp
@@ -12,3 +13,4 @@ app.command()(smp)
 app.command()(scaling)
 app.command()(sampling)
 app.command()(targets)
+app.command()(parity)

@@ -140,7 +140,8 @@ class TrainingConfig(Section):
     backbone is so many times higher. `decay_norms`: whether weight decay is for batch norm and biases too.
     `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
-    `evaluate_every`: steps after which the validation split is scored.
+    `report_every`: steps whose mean loss is a line of the metrics. `evaluate_every`: steps after which the
+    validation split is scored.
     """
 
     model: ModelConfig
@@ -164,6 +165,7 @@ class TrainingConfig(Section):
     warm_up: int = Field(default=0, ge=0)
     gradient_clipping: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     evaluate_every: int | None = Field(default=None, gt=0)
     save_as: Literal["fp32", "fp16"] = "fp32"
@@ -198,7 +200,7 @@ class TrainingConfig(Section):
 
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""
-        free = {"out", "checkpoint_every", "evaluate_every", "save_as", "data"}
+        free = {"out", "report_every", "checkpoint_every", "evaluate_every", "save_as", "data"}
         data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
         return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)
 

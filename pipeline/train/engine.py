@@ -70,6 +70,13 @@ def objective_of(
     return SegmentationLoss(network, known.ignore_index)
 
 
+def draw_anew(config: TrainingConfig, number: int, part: int) -> None:
+    """Set torch's generator for a part of a step: a step's phases and lattices are those of all its parts, as
+    of a batch that is in one; dropout has a pattern in each."""
+    once = bool(CATALOGUE[config.model.name].training_options)
+    torch.manual_seed((config.seed * 1_000_003 + number) * 1009 + (0 if once else part))
+
+
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch) -> None:
     if not math.isfinite(loss):
         raise Diverged(
@@ -89,12 +96,12 @@ class PlainEngine:
         self.optimizer = optimizer_for(config, objective.network)
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
-        torch.manual_seed(self.config.seed * 1_000_003 + number)  # this step's phases and dropout
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         parts, total = self.config.accumulation, 0.0
         for index in range(parts):
             part = batch.part(index, parts)
+            draw_anew(self.config, number, index)
             images = normalise(part.images.to(self.device), torch.float32)
             bf16 = self.config.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):

@@ -27,7 +27,6 @@ from fullres.pipeline.train.samples import Batch, Frames, Samples, class_places
 from fullres.pipeline.train.scoring import score
 
 _CHECKPOINT = "checkpoint.pt"
-_EVERY = 20  # steps between two reports
 _RECORDED = {"loss", "learning_rate", "images_per_second", "waiting"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -105,7 +104,13 @@ def run(
     records = Records(config.out, first) if leads else None
     meter = _Meter(config)
     batches = samples.batches(
-        config.batch_size, first, config.steps, config.data.workers, engine.rank, engine.ranks
+        config.batch_size,
+        first,
+        config.steps,
+        config.data.workers,
+        engine.rank,
+        engine.ranks,
+        config.accumulation,
     )
     with closing(batches):  # ends the processes that read
         for step in range(first, config.steps):
@@ -115,7 +120,7 @@ def run(
             if validation is not None and (ended or done % (config.evaluate_every or 1) == 0):
                 with meter.standing():
                     _evaluate(config, done, engine, validation, course, records)
-            if done % _EVERY == 0 or ended:
+            if done % config.report_every == 0 or ended:
                 report = meter.report(done, course)
                 if records is not None:
                     records.add(done, {n: v for n, v in vars(report).items() if n in _RECORDED})

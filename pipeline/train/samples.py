@@ -145,15 +145,21 @@ class Samples(TorchDataset):
         return image, labels, str(self.frames.frames[index].image)
 
     def batches(
-        self, batch_size: int, first: int, last: int, workers: int, rank: int = 0, ranks: int = 1
+        self,
+        batch_size: int,
+        first: int,
+        last: int,
+        workers: int,
+        rank: int = 0,
+        ranks: int = 1,
+        parts: int = 1,
     ) -> Generator[Batch, None, None]:
-        """The batches of steps `first` to `last` - 1, or of each its part of `ranks` equal ones, read ahead
-        by `workers` processes. Raises what reading raises."""
-        share = batch_size // ranks
-        numbers = [
-            list(range(step * batch_size + rank * share, step * batch_size + (rank + 1) * share))
-            for step in range(first, last)
-        ]
+        """The batches of steps `first` to `last` - 1, or of each of its `parts` the share of one of `ranks`,
+        read ahead by `workers` processes. Raises what reading raises."""
+        share = batch_size // ranks // parts
+        begins = [part * share * ranks + rank * share for part in range(parts)]
+        own = [begin + place for begin in begins for place in range(share)]
+        numbers = [[step * batch_size + place for place in own] for step in range(first, last)]
         loader = DataLoader(
             _Checked(self), batch_sampler=numbers, collate_fn=_batch, num_workers=workers,
             prefetch_factor=_AHEAD if workers else None, worker_init_fn=_alone if workers else None,

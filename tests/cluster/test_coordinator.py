@@ -25,6 +25,7 @@ from tests.cluster.streams import (
     options,
     run,
 )
+from tests.clusters import cluster_of
 from tests.networks import narrow, random_image
 from tests.pipeline.predict.budgets import least_said
 
@@ -33,13 +34,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local", num_cpus=6, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=256 * MIB,
-    )  # fmt: skip
+    cluster = cluster_of(6)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

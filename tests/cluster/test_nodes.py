@@ -1,17 +1,16 @@
 """Nodes that come and go: several Ray nodes on this machine."""
 
 import logging
-import os
 import threading
 
 import pytest
 import ray
 import torch
-from ray.cluster_utils import Cluster
 
 from fullres.cluster.coordinator import Coordinator
 from fullres.pipeline.predict.engines import SplitMerge
-from tests.cluster.streams import MIB, assert_same_bytes, images_of, in_process, options, run
+from tests.cluster.streams import assert_same_bytes, images_of, in_process, options, run
+from tests.clusters import cluster_of, node_of
 from tests.networks import narrow
 
 torch.set_num_threads(1)
@@ -19,8 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def cluster():
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 128 * MIB})
+    cluster = cluster_of(1, 128)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield cluster
     ray.shutdown()
@@ -38,7 +36,7 @@ def test_a_node_joins_and_is_lost(cluster):
     def report(progress):
         nonlocal node
         if node is None and progress.grains_done:
-            node = cluster.add_node(num_cpus=2, object_store_memory=128 * MIB)
+            node = cluster.add_node(**node_of(2, 128))
         added = [w for w in progress.workers if w.info is not None and node and w.info.node == node.node_id]
         if len(added) == 2:
             joined.set()

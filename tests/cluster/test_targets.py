@@ -17,7 +17,6 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from fullres.cluster import targets as cluster_targets
 from fullres.pipeline.data.images import write_png
@@ -25,6 +24,7 @@ from fullres.pipeline.data.storage import SettingsError, Storage
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.layout import find_stored_frames
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
+from tests.clusters import cluster_of, node_of
 from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
 
 MIB = 1 << 20
@@ -38,9 +38,8 @@ def cluster():
         patch.setattr(cluster_targets, "_SHARD", (4, 256))  # 24 files, the first tasks of several
         for name, value in CREDENTIALS.items():  # workers have the environment of their node
             patch.setenv(name, value)
-        node = {"num_cpus": 1, "object_store_memory": 128 * MIB}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        cluster.add_node(**node)
+        cluster = cluster_of(1, 128)
+        cluster.add_node(**node_of(1, 128))
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
         ray.shutdown()
@@ -230,7 +229,7 @@ def test_killed_workers_change_nothing(undisturbed, root, tmp_path):
 
 
 def test_a_killed_node_changes_nothing(cluster, undisturbed, root, tmp_path):
-    node = cluster.add_node(num_cpus=1, object_store_memory=128 * MIB)
+    node = cluster.add_node(**node_of(1, 128))
 
     def kill(progress):
         if progress.done and node in cluster.worker_nodes:

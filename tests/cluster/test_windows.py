@@ -1,7 +1,6 @@
 """Windows over real Ray workers of this machine, some of them killed."""
 
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from fullres.cluster.memory import forget_peak, peak_resident_bytes, release_sto
 from fullres.pipeline.predict.engines import Windows
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 from tests.cluster.streams import MIB, Killer, assert_same_bytes, images_of, options, run
+from tests.clusters import cluster_of
 from tests.networks import narrow
 
 torch.set_num_threads(1)
@@ -23,13 +23,11 @@ SIZES = [(150, 180), (97, 130)]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=256 * MIB,
-    )  # fmt: skip
+    cluster = cluster_of(2)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

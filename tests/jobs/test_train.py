@@ -18,7 +18,7 @@ from fullres.pipeline.data.images import write_png
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.review.evaluate import evaluate
 from fullres.pipeline.scenes import render_scene
-from fullres.pipeline.train import checkpoint, loop
+from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.engine import PlainEngine
 from fullres.pipeline.train.objectives import SegmentationLoss
 
@@ -395,6 +395,7 @@ batch_size = 2
 crop = [64, 64]
 learning_rate = 1e-3
 schedule = "poly"
+report_every = 2
 checkpoint_every = 2
 evaluate_every = 3
 
@@ -438,8 +439,7 @@ def metrics_of(folder):
     return [{name: v for name, v in json.loads(line).items() if name not in TIMES} for line in lines]
 
 
-def test_a_run_leaves_its_course(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_EVERY", 2)
+def test_a_run_leaves_its_course(run, tmp_path):
     result = run()
     assert result.exit_code == 0, result.output
     out = tmp_path / "run"
@@ -471,7 +471,6 @@ def test_the_score_is_that_of_predict_and_evaluate(run, root, tmp_path):
 
 
 def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_EVERY", 2)
     monkeypatch.setattr(checkpoint, "check_space", lambda *a: (tmp_path / "run").mkdir(exist_ok=True))
     assert run().exit_code == 0
     whole = metrics_of(tmp_path / "run")

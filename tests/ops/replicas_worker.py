@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fullres.ops import losses
-from fullres.ops.replicas import ReplicaBatchNorm2d, counted_over, with_shared_statistics
+from fullres.ops.replicas import ReplicaBatchNorm2d, counted_over, shared
 from fullres.ops.rmi import rmi_loss
 
 
@@ -48,6 +48,12 @@ def loss_of(case, logits, labels):
     return {"value": value.detach(), "gradient": logits.grad}
 
 
+def dropped(layers, x):
+    """A step's patterns: two layers, one after the other, from one generator."""
+    torch.manual_seed(2)
+    return layers(x)
+
+
 def main(folder, rank, ranks):
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(seconds=120), ranks, rank)
     results = []
@@ -57,8 +63,11 @@ def main(folder, rank, ranks):
         if "loss" in case:
             with counted_over(dist.group.WORLD):
                 results.append(loss_of(case, case["logits"][here], case["labels"][here]))
+        elif "dropout" in case:
+            layers = nn.Sequential(nn.Dropout2d(case["dropout"]), nn.Dropout2d(0.3))
+            results.append(dropped(shared(layers, dist.group.WORLD), case["x"][here]))
         else:
-            wrapped = with_shared_statistics(nn.Sequential(norm_of(case)), dist.group.WORLD)
+            wrapped = shared(nn.Sequential(norm_of(case)), dist.group.WORLD)
             assert isinstance(wrapped[0], ReplicaBatchNorm2d)
             results.append(normalised(case, wrapped[0], case["x"][here]))
     torch.save(results, folder / f"{rank}.pt")

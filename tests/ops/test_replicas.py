@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fullres.ops.replicas import counted_over, divisor
-from tests.ops.replicas_worker import loss_of, norm_of, normalised
+from tests.ops.replicas_worker import dropped, loss_of, norm_of, normalised
 
 PARTS = {1: [[5]], 2: [[2, 2], [1, 4], [3, 1]], 3: [[1, 1, 1], [1, 3, 2]]}
 
@@ -22,6 +22,9 @@ def cases_of(parts):
             for offset in (0, 1000):
                 x = torch.randn(count, 4, 5, 7, dtype=torch.float64) + offset
                 yield {"parts": parts, "x": x, "momentum": momentum, "affine": affine}
+    if len(set(parts)) == 1:
+        for p in (0, 0.1, 0.5):
+            yield {"parts": parts, "x": torch.randn(count, 37, 3, 5), "dropout": p}
     labels = torch.randint(0, 6, (count, 24, 40))
     labels[labels == 5] = 255
     labels[0, 3:] = 255  # far fewer labelled pixels than others
@@ -57,7 +60,7 @@ def close(found, expected):
 
 def test_batch_norm_is_that_of_the_whole_batch(run):
     for case, results in run:
-        if "x" not in case:
+        if "momentum" not in case:
             continue
         expected = normalised(case, norm_of(case), case["x"])
         close(torch.cat([r["y"] for r in results]), expected["y"])
@@ -80,6 +83,14 @@ def test_losses_are_means_over_the_whole_batch(run):
         close(torch.cat([r["gradient"] for r in results]) / len(results), expected["gradient"])
 
 
+def test_dropout_is_that_of_the_whole_batch(run):
+    dropouts = [(case, results) for case, results in run if "dropout" in case]
+    assert dropouts
+    for case, results in dropouts:
+        layers = nn.Sequential(nn.Dropout2d(case["dropout"]), nn.Dropout2d(0.3))
+        assert torch.equal(torch.cat(results), dropped(layers, case["x"]))
+
+
 def test_alone_a_count_is_itself():
     with counted_over(None):
         assert divisor(torch.tensor(7)) == 7
@@ -89,11 +100,11 @@ def test_alone_a_count_is_itself():
 
 def test_names_stay():
     """Converted networks are loaded from, and saved to, the same files."""
-    from fullres.ops.replicas import with_shared_statistics
+    from fullres.ops.replicas import shared
 
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
     before = {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
-    converted = with_shared_statistics(network, None)
+    converted = shared(network, None)
     assert {name: id(tensor) for name, tensor in converted.state_dict(keep_vars=True).items()} == before
     image = torch.randn(2, 3, 4, 5)
     assert torch.equal(converted.eval()(image), network.eval()(image))

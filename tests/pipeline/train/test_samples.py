@@ -71,13 +71,16 @@ def test_steps_later_on_are_the_same(root):
     assert listed(samples(root).batches(3, 4, 6, 0)) == listed(samples(root).batches(3, 0, 6, 0))[4:]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
-def test_parts_of_several_make_up_the_batch(root, ranks):
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (2, 1), (6, 1), (1, 3), (3, 2), (2, 3)])
+def test_several_make_up_each_part_of_the_batch(root, ranks, parts):
     whole = list(samples(root).batches(6, 1, 4, 0))
-    parts = [list(samples(root).batches(6, 1, 4, 0, rank, ranks)) for rank in range(ranks)]
-    for batch, *of_ranks in zip(whole, *parts, strict=True):
-        assert np.concatenate([p.images for p in of_ranks]).tobytes() == batch.images.numpy().tobytes()
-        assert [file for p in of_ranks for file in p.files] == batch.files
+    every = [list(samples(root).batches(6, 1, 4, 0, rank, ranks, parts)) for rank in range(ranks)]
+    for batch, *of_ranks in zip(whole, *every, strict=True):
+        for index in range(parts):
+            expected = batch.part(index, parts)
+            shares = [of_rank.part(index, parts) for of_rank in of_ranks]
+            assert np.concatenate([s.images for s in shares]).tobytes() == expected.images.numpy().tobytes()
+            assert [file for share in shares for file in share.files] == expected.files
 
 
 def test_equal_parts_of_a_batch(root):

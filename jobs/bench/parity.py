@@ -1,0 +1,97 @@
+"""`fullres bench parity`: whether a training is the same however it is computed, in one run.
+
+Every network is trained on the same drawn scenes and seed by plain torch in this process, which is the
+reference, and by workers. Networks are narrow and learn slowly: where a layer has few values a channel,
+batch norm makes rounding larger from step to step, whoever computes it.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fullres.cluster import training
+from fullres.cluster.connection import ray_cluster
+from fullres.jobs.common import AddressOption, console
+from fullres.pipeline.data.images import write_png
+from fullres.pipeline.scenes import render_scene
+from fullres.pipeline.train.config import TrainingConfig, extended
+from fullres.pipeline.train.loop import fit
+
+_NETWORKS = ("fcn8s18", "smp18", "pspnet50", "spgnet18x2", "seethroughnet48", "deeplabv3plus50")
+_SCENES = 12
+_CROP = 128
+
+_FROZEN = {"model": {"freeze": ("batch_norm",)}}
+_PARTS = {"accumulation": 2}
+# Name, workers (None: this process), what differs from the configuration, and the run it is held against.
+# Accumulated parts have a batch norm each: they are one batch where it is frozen.
+_LAYOUTS: tuple[tuple[str, int | None, dict[str, Any], str | None], ...] = (
+    ("one process", None, {}, None),
+    ("one worker", 1, {}, "one process"),
+    ("two workers", 2, {}, "one process"),
+    ("accumulation 2", None, _PARTS, None),
+    ("two workers, accumulation 2", 2, _PARTS, "accumulation 2"),
+    ("batch norm frozen", None, _FROZEN, None),
+    ("batch norm frozen, accumulation 2", None, {**_FROZEN, **_PARTS}, "batch norm frozen"),
+)
+
+
+def parity(
+    networks: Annotated[str, typer.Option(help="Names of the catalogue.")] = ",".join(_NETWORKS),
+    width: Annotated[float, typer.Option(min=0.01)] = 0.125,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    learning_rate: Annotated[float, typer.Option()] = 1e-4,
+    address: AddressOption = None,
+    json_out: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Train by one process and by several, and compare the losses of all steps."""
+    rows: list[dict[str, Any]] = []
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, ray_cluster(address, 2):
+        scenes = Path(name) / "scenes"
+        for seed in range(_SCENES):
+            image, labels = render_scene(seed, _CROP + 32, _CROP + 64)
+            write_png(scenes / f"images/{seed}.png", image)
+            write_png(scenes / f"labels/{seed}.png", labels)
+        for network in networks.split(","):
+            given = {
+                "model": {"name": network, "width": width}, "steps": steps, "learning_rate": learning_rate,
+                "data": {"dataset": "scenes", "root": str(scenes), "split": "all", "workers": 0},
+                "batch_size": 4, "crop": (_CROP, _CROP), "optimizer": "sgd", "report_every": 1,
+            }  # fmt: skip
+            losses: dict[str, list[float]] = {}
+            for layout, workers, differing, reference in _LAYOUTS:
+                console.print(f"{network}: {layout}")
+                out = Path(name) / f"{network}-{layout}"
+                config = TrainingConfig(**extended(given, {**differing, "out": out}))
+                if workers is None:
+                    fit(config, torch.device("cpu"))
+                else:
+                    training.fit(config, workers)
+                lines = (out / "metrics.jsonl").read_text().splitlines()
+                losses[layout] = [json.loads(line)["loss"] for line in lines]
+                if reference is not None:
+                    largest = _difference(losses[layout], losses[reference])
+                    rows.append(
+                        {"network": network, "layout": layout, "beside": reference, "difference": largest}
+                    )
+    if json_out is not None:
+        json_out.write_text(json.dumps(rows, indent=1))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("network", "layout", "beside", "largest relative difference of a loss"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(row["network"], row["layout"], row["beside"], f"{row['difference']:.1e}")
+    out_console = Console()
+    out_console.width = max(out_console.width, 110)
+    out_console.print(table)
+
+
+def _difference(ours: list[float], reference: list[float]) -> float:
+    return max(abs(a - b) / abs(b) for a, b in zip(ours, reference, strict=True))
