@@ -27,18 +27,15 @@ _NETWORKS = ("fcn8s18", "smp18", "pspnet50", "spgnet18x2", "seethroughnet48", "d
 _SCENES = 12
 _CROP = 128
 
-_FROZEN = {"model": {"freeze": ("batch_norm",)}}
 _PARTS = {"accumulation": 2}
 # Name, workers (None: this process), what differs from the configuration, and the run it is held against.
-# Accumulated parts have a batch norm each: they are one batch where it is frozen.
+# Accumulated parts have a batch norm each.
 _LAYOUTS: tuple[tuple[str, int | None, dict[str, Any], str | None], ...] = (
     ("one process", None, {}, None),
     ("one worker", 1, {}, "one process"),
     ("two workers", 2, {}, "one process"),
     ("accumulation 2", None, _PARTS, None),
     ("two workers, accumulation 2", 2, _PARTS, "accumulation 2"),
-    ("batch norm frozen", None, _FROZEN, None),
-    ("batch norm frozen, accumulation 2", None, {**_FROZEN, **_PARTS}, "batch norm frozen"),
 )
 
 
