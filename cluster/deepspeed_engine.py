@@ -15,9 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 from fullres.ops.replicas import shared
-from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import check_loss, draw_anew
+from fullres.pipeline.train.engine import begin_part, check_loss
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -50,10 +49,7 @@ class DeepSpeedEngine:
         set_learning_rate(self.optimizer, rate)
         parts, total = self.config.accumulation, torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(parts):
-            part = batch.part(index, parts)
-            draw_anew(self.config, number, index)  # the same in every process
-            images = normalise(part.images.to(self.device), torch.float32)
-            loss = self._engine(images, part.labels.to(self.device).long())
+            loss = self._engine(*begin_part(self.config, number, index, batch, self.device))
             total += loss.detach() / parts
             self._engine.backward(loss)
             if index + 1 == parts:

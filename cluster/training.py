@@ -28,6 +28,7 @@ from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
 from fullres.pipeline.train.loop import StepReport, checkpoint_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
+from fullres.pipeline.train.samples import Frames
 
 # A training whose processes died so often without a checkpoint between is the cause, not the victim.
 _RETRIES = 3
@@ -65,12 +66,11 @@ class _Board:
         """What a process died of, if it can say so."""
         self.last = f", the last of: {why}"
 
-    def begin(self, checkpoint: int) -> str | None:
-        """Why not to begin, if so."""
+    def begin(self, checkpoint: int) -> None:
+        """Fails where processes began too often after one checkpoint."""
         self.starts[checkpoint] = self.starts.get(checkpoint, 0) + 1
         if self.starts[checkpoint] > _RETRIES + 1:
             self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
-        return self.failure
 
 
 def fit(
@@ -87,7 +87,7 @@ def fit(
     device = cluster_device()
     _check(config, workers, device)
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
-    samples_of(config.model_copy(update={"data": config.data.model_copy(update={"in_memory": False})}))
+    Frames(config.data)  # what is not there is said before work
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}

@@ -55,6 +55,12 @@ class Found:
     def __bool__(self) -> bool:
         return bool(self.frames or self.problems)
 
+    def whole(self) -> list[Frame]:
+        """The frames. Raises FilesError where files lack their counterpart; all are named."""
+        if self.problems:
+            raise FilesError(f"files without their counterpart ({len(self.problems)}):", self.problems)
+        return self.frames
+
 
 def frames(dataset: Dataset, root: str | Path, split: str) -> list[Frame]:
     """The frames of a split under the local folder `root`, sorted by key.
@@ -66,9 +72,7 @@ def frames(dataset: Dataset, root: str | Path, split: str) -> list[Frame]:
     found = find_frames(dataset, root, split)
     if not found:
         raise nothing_found(dataset, root, split)
-    if found.problems:
-        raise FilesError(f"files without their counterpart ({len(found.problems)}):", found.problems)
-    return found.frames
+    return found.whole()
 
 
 def find_frames(dataset: Dataset, root: str | Path, split: str) -> Found:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.data.transforms import normalise
@@ -70,11 +70,17 @@ def objective_of(
     return SegmentationLoss(network, known.ignore_index)
 
 
-def draw_anew(config: TrainingConfig, number: int, part: int) -> None:
-    """Set torch's generator for a part of a step: a step's phases and lattices are those of all its parts, as
-    of a batch that is in one; dropout has a pattern in each."""
+def begin_part(
+    config: TrainingConfig, number: int, index: int, batch: Batch, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images, normalised, and labels of a part of a step's batch, as an objective takes them.
+
+    Sets torch's generator: a step's phases and lattices are those of all its parts, as of a batch that is in
+    one; dropout has a pattern in each."""
     once = bool(CATALOGUE[config.model.name].training_options)
-    torch.manual_seed((config.seed * 1_000_003 + number) * 1009 + (0 if once else part))
+    torch.manual_seed((config.seed * 1_000_003 + number) * 1009 + (0 if once else index))
+    part = batch.part(index, config.accumulation)
+    return normalise(part.images.to(device), torch.float32), part.labels.to(device).long()
 
 
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch) -> None:
@@ -100,12 +106,10 @@ class PlainEngine:
         self.optimizer.zero_grad()
         parts, total = self.config.accumulation, 0.0
         for index in range(parts):
-            part = batch.part(index, parts)
-            draw_anew(self.config, number, index)
-            images = normalise(part.images.to(self.device), torch.float32)
+            images, labels = begin_part(self.config, number, index, batch, self.device)
             bf16 = self.config.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                loss = self.objective(images, part.labels.to(self.device).long()) / parts
+                loss = self.objective(images, labels) / parts
             loss.backward()
             total += loss.item()
         check_loss(self.config, number, total, batch)

@@ -95,9 +95,9 @@ def run(
     OSError if it can't write there, and what reading data raises.
     """
     validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
-    first, course, path = 0, checkpoint.Course(), config.out / _CHECKPOINT
-    if path.exists():
-        first, course = checkpoint.load(path, config, engine.load_state)
+    first, course = 0, checkpoint.Course()
+    if (before := checkpoint_of(config)) is not None:
+        first, course = checkpoint.load(before, config, engine.load_state)
     leads = engine.rank == 0
     if leads:
         checkpoint.check_space(config, engine.network())
@@ -128,7 +128,7 @@ def run(
             if done % config.checkpoint_every == 0 or ended:
                 state = engine.state()
                 if leads:
-                    checkpoint.save(path, done, config, state, course)
+                    checkpoint.save(config.out / _CHECKPOINT, done, config, state, course)
     weights, network = config.out / "weights.safetensors", engine.network()
     if records is not None:
         records.close()

@@ -61,10 +61,7 @@ class Frames:
             self.frames = [Frame(image, labels, image.stem) for image, labels in pairs]
         elif self.stored:
             storage = Storage(config.root)
-            found = find_stored_frames(storage, self.known, split or config.split)
-            if found.problems:
-                raise FilesError(f"files without their counterpart ({len(found.problems)}):", found.problems)
-            self.frames = found.frames
+            self.frames = find_stored_frames(storage, self.known, split or config.split).whole()
             self._read_bytes = _Stored(storage)
         else:
             self.frames = frames(self.known, config.root, split or config.split)
@@ -125,7 +122,8 @@ class Samples(TorchDataset):
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray, str]:
         epoch, place = divmod(number, len(self.frames))
-        index, around = int(self._order(epoch)[place]), None
+        index = int(self._order(epoch)[place])
+        around: tuple[int, int] | None = None
         rng = np.random.default_rng((self.seed, _SAMPLE, number))
         if self.how.class_uniform and rng.random() < self.how.class_uniform:
             of_class = self.places[int(rng.integers(len(self.places)))]
@@ -133,15 +131,7 @@ class Samples(TorchDataset):
             around = (y, x)
         image, labels = self.frames.read(index) if self._kept is None else self._kept[index]
         ignored = self.frames.known.ignore_index
-        image, labels = augmented(
-            image,
-            labels,
-            self.how,
-            self.crop,
-            ignored,
-            rng,
-            None if around is None else (around[0], around[1]),
-        )
+        image, labels = augmented(image, labels, self.how, self.crop, ignored, rng, around)
         return image, labels, str(self.frames.frames[index].image)
 
     def batches(
@@ -198,9 +188,7 @@ def _alone(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def class_places(
-    frames: Frames, tile: int, progress: Callable[[int, int], None] = lambda done, of: None
-) -> list[np.ndarray]:
+def class_places(frames: Frames, tile: int) -> list[np.ndarray]:
     """By class that is there at all, where it is: rows of (image, y, x), int64, one for each `tile` x `tile`
     window of each image that has the class, of its pixel nearest to the mean place of the class in it."""
     found: list[list[tuple[int, int, int]]] = [[] for _ in frames.known.classes]
@@ -215,5 +203,4 @@ def class_places(
                     at = np.argwhere(window == class_id)
                     y, x = at[((at - at.mean(0)) ** 2).sum(1).argmin()]
                     found[class_id].append((index, top + int(y), left + int(x)))
-        progress(index + 1, len(frames))
     return [np.array(places) for places in found if places]

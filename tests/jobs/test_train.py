@@ -1,7 +1,5 @@
-import json
 import math
 import re
-import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -9,17 +7,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import fullres
 from fullres.jobs.cli import app
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.review.evaluate import evaluate
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint
-from fullres.pipeline.train.engine import PlainEngine
 from fullres.pipeline.train.objectives import SegmentationLoss
 
 
@@ -374,188 +368,3 @@ def test_a_checkpoint_of_another_network_is_one_line(train, tmp_path):
         other = {**state, part: {k: v for k, v in state[part].items() if k != key}}
         torch.save(other, tmp_path / "run/checkpoint.pt")
         assert "run/checkpoint.pt is of another network; remove it" in one_line(train(steps=2))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A data set with splits, as a folder."""
-    root = tmp_path_factory.mktemp("root")
-    for split, seeds in (("train", (1, 2, 3)), ("val", (4, 5))):
-        for seed in seeds:
-            image, labels = render_scene(seed, 64, 96)
-            write_png(root / f"images/{split}/{seed}.png", image)
-            write_png(root / f"labels/{split}/{seed}.png", labels)
-    return root
-
-
-BASE = """
-out = "{out}"
-steps = 6
-batch_size = 2
-crop = [64, 64]
-learning_rate = 1e-3
-schedule = "poly"
-report_every = 2
-checkpoint_every = 2
-evaluate_every = 3
-
-[model]
-name = "smp18"
-width = 0.0625
-
-[data]
-dataset = "folder"
-classes = 19
-root = "{root}"
-validation = "val"
-workers = 1
-
-[augmentation]
-scale = [0.5, 2.0]
-class_uniform = 0.5
-"""
-
-
-@pytest.fixture
-def run(root, tmp_path):
-    """A configuration that extends another, in folders of their own."""
-    (tmp_path / "configs/own").mkdir(parents=True)
-    (tmp_path / "configs/base.toml").write_text(BASE.format(out=tmp_path / "run", root=root))
-
-    def run(*changes, own="", options=()):
-        path = tmp_path / "configs/own/config.toml"
-        path.write_text(f'base = "../base.toml"\n{own}')
-        changed = [word for change in changes for word in ("--set", change)]
-        return CliRunner().invoke(app, ["train", str(path), *changed, *options, "--threads", "1"])
-
-    return run
-
-
-TIMES = {"images_per_second", "waiting"}
-
-
-def metrics_of(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: v for name, v in json.loads(line).items() if name not in TIMES} for line in lines]
-
-
-def test_a_run_leaves_its_course(run, tmp_path):
-    result = run()
-    assert result.exit_code == 0, result.output
-    out = tmp_path / "run"
-    course = metrics_of(out)
-    assert [line["step"] for line in course] == [2, 3, 4, 6, 6]
-    scored = [line for line in course if "mean_iou" in line]
-    assert [line["step"] for line in scored] == [3, 6]
-    assert len(scored[0]["class_iou"]) == 19
-    rates = [line["learning_rate"] for line in course if "loss" in line]
-    assert rates == pytest.approx([1e-3 * (1 - step / 6) ** 0.9 for step in (1, 3, 5)])
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["mean_iou"] == scored[1]["mean_iou"]
-    assert summary["best_mean_iou"] == max(line["mean_iou"] for line in scored)
-    assert list((out / "tensorboard").iterdir())
-    best, info = load_network("smp18", out / "best.safetensors")
-    assert info.num_classes == 19
-    last = load_file(out / "weights.safetensors")["classifier.weight"]
-    assert best.classifier.weight.equal(last) == (scored[1]["mean_iou"] > scored[0]["mean_iou"])
-
-
-def test_the_score_is_that_of_predict_and_evaluate(run, root, tmp_path):
-    assert run().exit_code == 0
-    network, _ = load_network("smp18", tmp_path / "run/weights.safetensors")
-    for path in sorted((root / "images/val").iterdir()):
-        write_png(tmp_path / "labels" / path.name, fullres.predict(path, network, precision="fp32"))
-    found = evaluate(tmp_path / "labels", root / "labels/val", folder(19))
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["mean_iou"] == pytest.approx(found.mean_iou)
-
-
-def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "check_space", lambda *a: (tmp_path / "run").mkdir(exist_ok=True))
-    assert run().exit_code == 0
-    whole = metrics_of(tmp_path / "run")
-    step, stopped = PlainEngine.step, []
-
-    def interrupted(self, number, *others):
-        if number in (3, 5) and number not in stopped:
-            stopped.append(number)
-            raise KeyboardInterrupt
-        return step(self, number, *others)
-
-    (tmp_path / "run").rename(tmp_path / "whole")
-    monkeypatch.setattr(PlainEngine, "step", interrupted)
-    for _ in range(2):
-        assert run().exit_code != 0
-    assert run().exit_code == 0
-    assert stopped == [3, 5]
-    assert metrics_of(tmp_path / "run") == whole
-    for name in ("weights.safetensors", "best.safetensors", "summary.json"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert run().exit_code == 0  # what is done stays
-    assert (tmp_path / "run/summary.json").read_bytes() == (tmp_path / "whole/summary.json").read_bytes()
-
-
-def test_a_dry_run_prints_what_would_be_trained(run, root, tmp_path):
-    result = run(
-        "data.workers=3",
-        "augmentation.scale=[0.75, 1.25]",
-        own="[model]\nwidth = 0.125\n",
-        options=("--dry-run",),
-    )
-    assert result.exit_code == 0, result.output
-    said = tomllib.loads(result.stdout)
-    assert said["model"] == {"name": "smp18", "width": 0.125, "auxiliary": "cross_entropy", "freeze": []}
-    assert (said["data"]["workers"], said["data"]["root"]) == (3, str(root))
-    assert said["augmentation"]["scale"] == [0.75, 1.25]
-    assert "19 classes; 3 images, 4.0 epochs" in result.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "own", "message"),
-    [
-        (["steps"], "", "--set is 'steps': field=value"),
-        (["stepps=3"], "", "stepps: no such field (did you mean steps?)"),
-        (["model.name=smp19"], "", "model.name is 'smp19': one of smp18"),
-        (["data.root=nowhere"], "", "nowhere: no such folder"),
-        (["data.split=test"], "", "nothing of the split test of folder"),
-        (["data.validation=none"], "", "data.validation is 'none': folder has all, train, val, test"),
-    ],
-)
-def test_mistakes_of_extended_files(run, tmp_path, changes, own, message):
-    result = run(*changes, own=own)
-    assert result.exit_code == 2
-    assert message in result.stderr.splitlines()[-1]
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_base_has_no_base_and_must_be_there(run, tmp_path):
-    (tmp_path / "configs/base.toml").write_text('base = "other.toml"')
-    assert "which has a base of its own: one file extends one other" in run().stderr
-    (tmp_path / "configs/base.toml").unlink()
-    assert re.search(r"base is '\S*base\.toml': no such file", run().stderr)
-
-
-def test_accumulated_parts_make_up_the_batch(run, tmp_path):
-    """Without batch norm's statistics of each part, they would differ by nothing but rounding."""
-    asked = ("model.freeze=['batch_norm']", "batch_size=4", "gradient_clipping=0.5", "optimizer=sgd")
-    losses = {}
-    for parts in (1, 2, 4):
-        assert run(*asked, f"accumulation={parts}", f"out={tmp_path}/{parts}").exit_code == 0
-        losses[parts] = [line["loss"] for line in metrics_of(tmp_path / f"{parts}") if "loss" in line]
-    assert losses[1] != losses[2]
-    assert losses[2] == pytest.approx(losses[1], rel=0.1)
-
-
-def test_a_loss_that_is_no_number_names_step_and_files(run, tmp_path, monkeypatch):
-    forward = SegmentationLoss.forward
-    calls = []
-
-    def diverging(self, *arguments):
-        calls.append(None)
-        return forward(self, *arguments) * (math.nan if len(calls) == 4 else 1)
-
-    monkeypatch.setattr(SegmentationLoss, "forward", diverging)
-    line = one_line(run())
-    assert re.search(r"loss is nan at step 3: lower learning_rate .* batch: \S+/\d\.png, \S+/\d\.png", line)
-    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 2
