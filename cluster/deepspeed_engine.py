@@ -7,6 +7,7 @@ GPUs. Raises what `pipeline.train.engine` raises.
 
 import os
 from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fullres.cluster.zero import fill_state, read_state, whole_weights
+from fullres.models.catalogue import CATALOGUE
 from fullres.ops.replicas import shared
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import begin_part, check_loss
@@ -23,39 +26,62 @@ from fullres.pipeline.train.samples import Batch
 
 
 class DeepSpeedEngine:
-    """See `pipeline.train.engine.Engine`."""
+    """See `pipeline.train.engine.Engine`. Processes of one `split` follow each other by rank."""
 
     def __init__(self, config: TrainingConfig, objective: SegmentationLoss, device: torch.device) -> None:
-        deepspeed = _deepspeed(device)
         self.config, self.device = config, device
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        split = config.parallel.split
+        self.replica, self.replicas = self.rank // split, self.ranks // split
         self._plain = deepcopy(objective.network)
+        self._objective = objective
         everyone = dist.group.WORLD
         if self.ranks > 1 and everyone is not None:
             objective.group = everyone
             shared(objective.network, everyone)
-        self.optimizer = optimizer_for(config, objective.network)
-        self._engine, *_ = deepspeed.initialize(
-            model=objective.to(device), optimizer=self.optimizer, config=_settings(config, self.ranks),
-            dist_init_required=False,
-        )  # fmt: skip
-        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not before: it fails
+        if CATALOGUE[config.model.name].splits:
+            objective.network.full_resolution()  # type: ignore[operator]  # before there are hooks
+        if split > 1:
+            objective.network.share_phases(self.rank % split, split)  # type: ignore[operator]
 
-    @property
-    def _network(self) -> nn.Module:
-        return self._engine.module.network
+    @cached_property
+    def _engine(self) -> Any:
+        """Made when it is needed: the weights of a checkpoint come before."""
+        deepspeed = _deepspeed(self.device)
+        self.optimizer = optimizer_for(self.config, self._objective.network)
+        engine, *_ = deepspeed.initialize(
+            model=self._objective.to(self.device), optimizer=self.optimizer,
+            config=_settings(self.config, self.ranks, self.replicas), dist_init_required=False,
+        )  # fmt: skip
+        if self.config.parallel.zero == 0:
+            # Not before: it fails. With ZeRO parameters are parts of one flat tensor, and stay as they are.
+            self._objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.config.parallel.zero == 3 and CATALOGUE[self.config.model.name].splits:
+            # Its tree reads convolutions' weights past their hooks: the whole network gathers them.
+            network = self._objective.network
+            for parameter in network.parameters():
+                deepspeed.runtime.zero.register_external_parameter(network, parameter)
+        return engine
+
+    def _trained(self) -> list[nn.Parameter]:
+        """In the order of the optimizer's groups, as it is in plain torch."""
+        by_name = dict(self._objective.network.named_parameters())
+        names = {id(p): name for name, p in self._plain.named_parameters()}
+        groups = optimizer_for(self.config, self._plain).param_groups
+        return [by_name[names[id(p)]] for group in groups for p in group["params"]]
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
+        engine = self._engine
         set_learning_rate(self.optimizer, rate)
         parts, total = self.config.accumulation, torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(parts):
-            loss = self._engine(*begin_part(self.config, number, index, batch, self.device))
+            loss = engine(*begin_part(self.config, number, index, batch, self.device))
             total += loss.detach() / parts
-            self._engine.backward(loss)
+            engine.backward(loss)
             if index + 1 == parts:
                 dist.all_reduce(total)
                 check_loss(self.config, number, total.item() / self.ranks, batch)
-            self._engine.step()
+            engine.step()
         return total.item() / self.ranks
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -64,15 +90,24 @@ class DeepSpeedEngine:
         return sums.cpu().numpy()
 
     def network(self) -> nn.Module:
-        self._plain.load_state_dict(self._network.state_dict())
+        self._plain.load_state_dict(whole_weights(self._engine.module.network))
         return self._plain
 
     def state(self) -> dict[str, Any]:
-        return {"network": self._network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        weights = whole_weights(self._engine.module.network)
+        if not self.config.parallel.zero:
+            return {"network": weights, "optimizer": self.optimizer.state_dict()}
+        moments = read_state(self._engine.optimizer, self._trained())
+        plain = optimizer_for(self.config, self._plain).state_dict()
+        return {"network": weights, "optimizer": plain | {"state": moments}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._objective.network.load_state_dict(state["network"])
+        engine = self._engine
+        if self.config.parallel.zero:
+            fill_state(engine.optimizer, self._trained(), state["optimizer"]["state"])
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -87,13 +122,23 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _settings(config: TrainingConfig, ranks: int) -> dict[str, Any]:
+def _settings(config: TrainingConfig, ranks: int, replicas: int) -> dict[str, Any]:
+    part = config.batch_size // replicas // config.accumulation
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    zero: dict[str, Any] = {"stage": config.parallel.zero}
+    if config.parallel.offload:
+        zero["offload_optimizer"] = host
+        if config.parallel.zero == 3:
+            zero["offload_param"] = host
     settings: dict[str, Any] = {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": config.batch_size // ranks // config.accumulation,
+        # DeepSpeed counts all processes; those that share phases have the same images.
+        "train_batch_size": part * ranks * config.accumulation,
+        "train_micro_batch_size_per_gpu": part,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.gradient_clipping or 0.0,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
     if config.precision == "bf16":

@@ -75,17 +75,21 @@ class _Board:
 
 def fit(
     config: TrainingConfig,
-    workers: int,
+    workers: int | None,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
 ) -> Path:
-    """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU; returns the weights'
-    path. As `pipeline.train.loop.run`, whose files all processes must reach.
+    """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU, or None: as many as
+    `config.parallel` says; returns the weights' path. As `pipeline.train.loop.run`, whose files all processes
+    must reach.
 
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
     device = cluster_device()
-    _check(config, workers, device)
+    layout = config.parallel.of(workers)
+    count = layout.workers or 1
+    config = config.model_copy(update={"parallel": layout})
+    _check(config, count, device)
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     Frames(config.data)  # what is not there is said before work
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
@@ -96,7 +100,7 @@ def fit(
         _work,
         train_loop_config={"config": config, "drop_head": drop_head, "board": board, "device": device},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=device == "cuda", resources_per_worker=resources
+            num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
         ),
         run_config=RunConfig(
             name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=-1)
@@ -134,10 +138,10 @@ def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
 
 
 def _check(config: TrainingConfig, workers: int, device: Device) -> None:
-    parts = workers * config.accumulation
-    if config.batch_size % parts:
+    replicas = workers // config.parallel.split
+    if config.batch_size % (replicas * config.accumulation):
         raise ValueError(
-            f"batch_size is {config.batch_size}: no multiple of {workers} workers"
+            f"batch_size is {config.batch_size}: no multiple of {replicas} workers with a part each"
             + (f" times accumulation {config.accumulation}" if config.accumulation > 1 else "")
         )
     there = places(device)

@@ -22,12 +22,19 @@ from rich.progress import (
 
 from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
 from fullres.models.catalogue import build, parameter_count
-from fullres.pipeline.train.config import Augmentation, DataConfig, ModelConfig, TrainingConfig, extended
+from fullres.pipeline.train.config import (
+    Augmentation,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    TrainingConfig,
+    extended,
+)
 from fullres.pipeline.train.loop import StepReport, fit
 from fullres.pipeline.train.samples import Frames
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation,
+    "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation, "parallel": ParallelConfig,
 }  # fmt: skip
 
 
@@ -112,10 +119,11 @@ def train(
     config = read_config(config_path, changes or [])
     if drop_head and config.model.weights is None:
         fail("--drop-head: no weights to start from: the configuration names none under model")
-    if address is not None and workers is None:
+    on_ray = workers is not None or config.parallel.workers is not None
+    if address is not None and not on_ray:
         fail(f"--address is '{address}': say how many --workers there are to be")
     if threads is not None:
-        if workers is not None:
+        if on_ray:
             fail(f"--threads is {threads}: a worker on a CPU has one")
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -124,23 +132,23 @@ def train(
             _describe(config)
         else:
             with _progress(config) as show:
-                if workers is None:
-                    weights = fit(config, device, show, drop_head)
-                else:
+                if on_ray:
                     weights = _on_workers(config, workers, address, show, drop_head)
+                else:
+                    weights = fit(config, device, show, drop_head)
             print(weights)
     except (*USER_ERRORS, ValueError) as error:
         fail(error)
 
 
 def _on_workers(
-    config: TrainingConfig, workers: int, address: str | None, show: Any, drop_head: bool
+    config: TrainingConfig, workers: int | None, address: str | None, show: Any, drop_head: bool
 ) -> Path:
     # Ray and DeepSpeed are imported where they are needed: they take seconds.
     from fullres.cluster import training
     from fullres.cluster.connection import ray_cluster
 
-    with ray_cluster(address, workers):
+    with ray_cluster(address, config.parallel.of(workers).workers or 1):
         return training.fit(config, workers, show, drop_head)
 
 

@@ -115,14 +115,15 @@ def _scaled(channels: int, width: float) -> int:
 
 def _entries() -> list[Entry]:
     entries = []
-    for family, smp, option in (
-        ("smp", _smp, "phases"), ("fcn32s", _fcn32s, "loss_stride"), ("fcn8s", _fcn8s, "loss_stride"),
+    for family, smp, options in (
+        ("smp", _smp, ("phases", "activation_checkpointing")),
+        ("fcn32s", _fcn32s, ("loss_stride",)), ("fcn8s", _fcn8s, ("loss_stride",)),
     ):  # fmt: skip
         for depth in (18, 34, 50, 101, 152):
             entries.append(
                 Entry(
                     f"{family}{depth}", partial(smp, depth), "SMP", f"ResNet-{depth}", 32, "backbone.layer4",
-                    labelled_by="split-merge", training_options=(option,),
+                    labelled_by="split-merge", training_options=options,
                 )
             )  # fmt: skip
     resnets: list[tuple[str, Callable[..., nn.Module], str, int, tuple[int, ...]]] = [

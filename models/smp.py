@@ -15,6 +15,8 @@ from fullres.models.backbones.resnet import ResNet
 from fullres.models.fcn import FCN32s
 from fullres.models.full_resolution.split_merge import FullResolution, split_merge
 from fullres.models.lattices import Lattice, LatticeOutput
+from fullres.ops.pooling import share_of_phases, shares_of_phases
+from fullres.ops.replicas import ReplicaBatchNorm2d
 
 
 class _Strided(nn.Module):
@@ -46,6 +48,8 @@ class SMP(nn.Module):
     def __init__(self, backbone: ResNet, num_classes: int) -> None:
         super().__init__()
         self.phases: tuple[int, ...] = (1, 1, 1, 1)
+        self.share = (0, 1)
+        self.activation_checkpointing = False
         self.backbone = backbone
         self.classifier = nn.Conv2d(backbone.channels[3], num_classes, 1)
         self._tree: list[FullResolution] = []  # in a list: no submodule, its parameters are the ones above
@@ -65,8 +69,29 @@ class SMP(nn.Module):
         if not self.training:
             return tree(image)
         (name,) = tree.outputs
-        drawn = [pieces[name] for pieces in tree.run_phases(image, tree.draw_phases(self.phases))]
-        return LatticeOutput(tuple(Lattice(p.tensor, p.offsets[0], p.stride) for p in drawn))
+        drawn = share_of_phases(tree.draw_phases(self.phases), *self.share)
+        batches = [pieces[name] for pieces in tree.run_phases(image, drawn, self.activation_checkpointing)]
+        return LatticeOutput(
+            tuple(
+                Lattice(logits, offset, batch.stride)
+                for batch in batches
+                for offset, logits in batch.leaves(len(image))
+            )
+        )
+
+    def share_phases(self, index: int, count: int) -> None:
+        """In training be one of `count` replicas in a group that see the same images: each takes its share of
+        the phases drawn, so together they are one network that has all of them. Behind `replicas.shared`.
+
+        Raises ValueError where the phases are no multiple of `count`.
+        """
+        self.share, distinct = (index, count), 1
+        shares = shares_of_phases(self.phases, count)
+        for level, of_level in zip(self.full_resolution().levels, shares, strict=True):
+            distinct *= of_level
+            for step in level.steps:
+                if isinstance(step.call, ReplicaBatchNorm2d):
+                    step.call.copies = count // distinct
 
     def dilated(self) -> FCN32s:
         """SMP on every fourth pixel: its first two splits, phase (0, 0) alone, and dilation in the place of

@@ -12,6 +12,7 @@ k, then by l. Gradients flow through all four.
 
 from collections.abc import Sequence
 from functools import reduce
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -206,3 +207,29 @@ def draw_phases(window: Window, count: int) -> list[Phase]:
     generator."""
     every = phases_of(window)
     return [every[i] for i in sorted(torch.randperm(len(every))[:count].tolist())]
+
+
+def shares_of_phases(counts: Sequence[int], shares: int) -> list[int]:
+    """Among how many of `shares` processes the phases of each split are divided, where the splits follow each
+    other and have `counts` phases: their product is `shares`. The first splits are divided first, as
+    what comes before a division is computed by all.
+
+    Raises ValueError where the phases can't be divided evenly.
+    """
+    divided, left = [], shares
+    for count in counts:
+        divided.append(gcd(left, count))
+        left //= divided[-1]
+    if left > 1:
+        raise ValueError(f"phases are {tuple(counts)}: {shares} workers can't share them evenly")
+    return divided
+
+
+def share_of_phases(phases: Sequence[Sequence[Phase]], index: int, shares: int) -> list[list[Phase]]:
+    """The phases of each split that process `index` of `shares` takes: each combination of them is one
+    process's. Raises as `shares_of_phases`."""
+    own = []
+    for of_split, divided in zip(phases, shares_of_phases([len(p) for p in phases], shares), strict=True):
+        index, place = divmod(index, divided)
+        own.append(list(of_split[place::divided]))
+    return own

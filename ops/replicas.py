@@ -68,11 +68,14 @@ class ReplicaBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics in training are those of the whole group's batch, N x C x H x W in each
     process, of any sizes. Mean and variance are taken one after the other, in fp32 at least: nothing is lost
     where the mean is far from 0. Raises ValueError where the whole batch has one value a channel.
+
+    `copies`: as many processes of the group hold the same part of the batch; it counts once.
     """
 
     def __init__(self, like: nn.BatchNorm2d, group: Group) -> None:
         super().__init__(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
         self.group = group
+        self.copies = 1
         self.training = like.training
         self._parameters, self._buffers = like._parameters, like._buffers
 
@@ -83,11 +86,12 @@ class ReplicaBatchNorm2d(nn.BatchNorm2d):
         sums = torch.cat([exact.sum((0, 2, 3)), exact.new_tensor([x.numel() / x.shape[1]])])
         sums = _Sum.apply(sums, self.group)
         count = sums[-1].detach()
-        if count.item() <= 1:
+        distinct = count / self.copies
+        if distinct.item() <= 1:
             raise ValueError(f"expected more than one value a channel in training, got {tuple(x.shape)}")
         mean = (sums[:-1] / count)[:, None, None]
         variance = _Sum.apply((exact - mean).square().sum((0, 2, 3)), self.group) / count
-        self._track(mean.detach().flatten(), variance.detach() * count / (count - 1))
+        self._track(mean.detach().flatten(), variance.detach() * distinct / (distinct - 1))
         normal = (exact - mean) * (variance + self.eps).rsqrt()[:, None, None]
         if self.affine:
             normal = normal * self.weight[:, None, None] + self.bias[:, None, None]

@@ -15,14 +15,16 @@ parts fit together exactly.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fullres.models.checkpointing import recomputed
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region, build_levels, needed_regions, with_trunk
 from fullres.models.full_resolution.steps import IMAGE, Pair, Pointwise, Step, UnsupportedModule
@@ -42,6 +44,11 @@ class Piece:
     region: Region
     offsets: Sequence[Pair]
     stride: Pair
+
+    def leaves(self, images: int) -> Iterator[tuple[Pair, Tensor]]:
+        """Node by node of so many images: its offset and its features (images, C, rows, columns)."""
+        for i in range(0, len(self.offsets), images):
+            yield self.offsets[i], self.tensor[i : i + images]
 
     def crop(self, region: Region) -> Tensor:
         (top, bottom), (left, right) = region
@@ -159,37 +166,43 @@ class FullResolution(nn.Module):
             name: replace(live[name], tensor=live[name].crop(region), region=region) for name in level.exports
         }
 
-    def run_phases(self, image: Tensor, phases: Sequence[Sequence[Pair]]) -> list[dict[str, Piece]]:
+    def run_phases(
+        self, image: Tensor, phases: Sequence[Sequence[Pair]], checkpointed: bool = False
+    ) -> list[dict[str, Piece]]:
         """Shrink pooling (Sec. 3.2), or split pooling with all phases: for level i the phases `phases[i]`.
 
-        image: N x C x H x W. Returns the pieces that hold the network's outputs, one dict for each
-        combination of phases, each with the N images as its batch. Empty split batches are left out.
+        image: N x C x H x W. Returns the pieces that hold the network's outputs. Nodes whose lattices are of
+        one size are a batch, N images for each ("returns all resulting splits as a set of batches", 3.1),
+        so in training batch norm sees all of them; where H and W are multiples of the stride there is one
+        batch. Empty split batches are left out. `checkpointed`: keep for gradients what levels read alone.
         """
         if self.computed and torch.is_grad_enabled():
             raise NetworkError(
                 f"{self.computed[0]} computes weights from its parameters, and gradients would not reach "
                 "those: for inference call it under torch.no_grad(), for training train the network itself"
             )
+        run = partial(recomputed, self, self.run_level) if checkpointed else self.run_level
         size = (image.shape[-2], image.shape[-1])
         whole = (Span(0, size[0]), Span(0, size[1]))
-        n = image.shape[0]
-        root: dict[str, Piece] = {IMAGE: Piece(image, whole, [(0, 0)] * n, (1, 1))}
-        nodes = [((0, 0), root)]
+        nodes = [(0, 0)] * image.shape[0]
+        batches: list[tuple[list[Pair], dict[str, Piece]]]
+        batches = [(nodes, {IMAGE: Piece(image, whole, nodes, (1, 1))})]
         stride = (1, 1)
         for i, level in enumerate(self.levels):
             children = []
-            for (y, x), pieces in nodes:
+            for nodes, pieces in batches:
+                alike: dict[tuple[int, int, Pair | None], list[Pair]] = {}
                 for k, l in phases[i]:
-                    offset = (y + k * stride[0], x + l * stride[1])
-                    lengths = [lattice_length(size[a], offset[a], level.stride[a]) for a in (0, 1)]
-                    if min(lengths) == 0:
-                        continue
-                    region = (Span(0, lengths[0]), Span(0, lengths[1]))
-                    children.append(
-                        (offset, {**pieces, **self.run_level(i, pieces, [offset] * n, region, size)})
-                    )
-            nodes, stride = children, level.stride
-        return [{name: pieces[name] for name in self.outputs} for _, pieces in nodes]
+                    of_phase = [(y + k * stride[0], x + l * stride[1]) for y, x in nodes]
+                    rows, columns = (lattice_length(size[a], of_phase[0][a], level.stride[a]) for a in (0, 1))
+                    if rows and columns:
+                        key = (rows, columns, (k, l) if level.is_trunk else None)
+                        alike.setdefault(key, []).extend(of_phase)
+                for (rows, columns, _), offsets in alike.items():
+                    region = (Span(0, rows), Span(0, columns))
+                    children.append((offsets, {**pieces, **run(i, pieces, offsets, region, size)}))
+            batches, stride = children, level.stride
+        return [{name: pieces[name] for name in self.outputs} for _, pieces in batches]
 
     def draw_phases(self, counts: Sequence[int]) -> list[list[Pair]]:
         """Random phases for shrink pooling, `counts[i]` of level i, from torch's random generator."""
@@ -211,11 +224,12 @@ class FullResolution(nn.Module):
         name = self.outputs[0]
         merged = None
         for pieces in self.run_phases(image, self.all_phases()):
-            leaf = pieces[name]
+            batch = pieces[name]
             if merged is None:
-                merged = leaf.tensor.new_empty((image.shape[0], leaf.tensor.shape[1], *image.shape[-2:]))
-            (y, x), (sy, sx) = leaf.offsets[0], leaf.stride
-            merged[:, :, y::sy, x::sx] = leaf.tensor
+                merged = batch.tensor.new_empty((image.shape[0], batch.tensor.shape[1], *image.shape[-2:]))
+            sy, sx = batch.stride
+            for (y, x), leaf in batch.leaves(image.shape[0]):
+                merged[:, :, y::sy, x::sx] = leaf
         assert merged is not None
         return merged
 

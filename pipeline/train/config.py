@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fullres.models.catalogue import CATALOGUE
+from fullres.ops.pooling import shares_of_phases
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
@@ -131,6 +132,41 @@ class Augmentation(Section):
         return self
 
 
+class ParallelConfig(Section):
+    """How the processes of a training on a cluster divide it; there are `data` times `split` of them.
+
+    `data`: each computes another part of every batch. `split`: so many see the same part, and share the
+    phases that an SMP draws. `zero`: what each keeps a share of instead of all, DeepSpeed's ZeRO stage: 1 the
+    optimizer's state, 2 and gradients, 3 and parameters. `offload`: in the memory of the host.
+    """
+
+    data: int | None = Field(default=None, ge=1)
+    split: int = Field(default=1, ge=1)
+    zero: Literal[0, 1, 2, 3] = 0
+    offload: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ParallelConfig":
+        if self.offload and not self.zero:
+            raise ValueError("offload is true: needs zero, 1 to 3")
+        return self
+
+    def of(self, workers: int | None) -> "ParallelConfig":
+        """With `data` as it is on so many workers; None: as it says. Raises ValueError where it does not
+        multiply up to them."""
+        data = self.data or (1 if workers is None else max(1, workers // self.split))
+        if workers is not None and data * self.split != workers:
+            raise ValueError(
+                f"workers is {workers}: parallel has data {self.data or 'as needed'} times split {self.split}"
+            )
+        return self.model_copy(update={"data": data})
+
+    @property
+    def workers(self) -> int | None:
+        """None: a training in one process, by plain torch."""
+        return None if self == ParallelConfig() else (self.data or 1) * self.split
+
+
 class TrainingConfig(Section):
     """The values of "Split-Merge Pooling", Sec. 4.2, by default.
 
@@ -141,12 +177,14 @@ class TrainingConfig(Section):
     `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
     `report_every`: steps whose mean loss is a line of the metrics. `evaluate_every`: steps after which the
-    validation split is scored.
+    validation split is scored. `activation_checkpointing`: keep what blocks of the network read alone, and
+    compute them once more for the gradients.
     """
 
     model: ModelConfig
     data: DataConfig
     augmentation: Augmentation = Augmentation()
+    parallel: ParallelConfig = ParallelConfig()
     out: Path
     steps: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
@@ -165,6 +203,7 @@ class TrainingConfig(Section):
     warm_up: int = Field(default=0, ge=0)
     gradient_clipping: float | None = Field(default=None, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
     report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     evaluate_every: int | None = Field(default=None, gt=0)
@@ -183,6 +222,13 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"loss_stride is {self.loss_stride}: only FCN32s and FCN8s have one, not {self.model.name}"
             )
+        if (split := self.parallel.split) > 1:
+            if "phases" not in options:
+                raise ValueError(f"parallel.split is {split}: only an SMP splits, not {self.model.name}")
+            shares_of_phases(self.phases, split)
+            stride = CATALOGUE[self.model.name].output_stride
+            if any(side % stride for side in self.crop):
+                raise ValueError(f"crop is {self.crop}: with parallel.split multiples of {stride}")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation is {self.accumulation}: batch_size, {self.batch_size}, is no multiple of it"
@@ -200,7 +246,10 @@ class TrainingConfig(Section):
 
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""
-        free = {"out", "report_every", "checkpoint_every", "evaluate_every", "save_as", "data"}
+        free = {
+            "out", "report_every", "checkpoint_every", "evaluate_every", "save_as", "data", "parallel",
+            "activation_checkpointing",
+        }  # fmt: skip
         data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
         return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)
 

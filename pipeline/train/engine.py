@@ -28,10 +28,12 @@ class Diverged(ValueError):
 
 class Engine(Protocol):
     """One process of those that train together: all call the same methods in the same order. `rank`: its
-    number among `ranks`."""
+    number among `ranks`. `replica`: which of `replicas` parts of every batch it computes."""
 
     rank: int
     ranks: int
+    replica: int
+    replicas: int
     device: torch.device
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
@@ -64,10 +66,12 @@ def objective_of(
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     torch.manual_seed(config.seed)
     network = initial_network(start, len(known.classes), drop_head)
-    for option in CATALOGUE[config.model.name].training_options:
+    options = CATALOGUE[config.model.name].training_options
+    for option in options:
         setattr(network, option, getattr(config, option))
     freeze(config, network)
-    return SegmentationLoss(network, known.ignore_index)
+    by_block = config.activation_checkpointing and "activation_checkpointing" not in options
+    return SegmentationLoss(network, known.ignore_index, checkpointed=by_block)
 
 
 def begin_part(
@@ -95,6 +99,7 @@ class PlainEngine:
     """See `Engine`. Batch norm sees each of the `accumulation` parts of a batch by itself."""
 
     rank, ranks = 0, 1
+    replica, replicas = 0, 1
 
     def __init__(self, config: TrainingConfig, objective: SegmentationLoss, device: torch.device) -> None:
         self.config, self.device = config, device

@@ -108,8 +108,8 @@ def run(
         first,
         config.steps,
         config.data.workers,
-        engine.rank,
-        engine.ranks,
+        engine.replica,
+        engine.replicas,
         config.accumulation,
     )
     with closing(batches):  # ends the processes that read

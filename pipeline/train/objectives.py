@@ -5,12 +5,14 @@ and `ignore_index`.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import TrainingOutput, enlarge
+from fullres.models.checkpointing import blocks_checkpointed
 from fullres.models.lattices import Lattice, LatticeOutput
 from fullres.models.ocrnet import OCRNetOutput
 from fullres.models.seethrough import HEAD_SCALES, SeeThroughNetOutput
@@ -29,21 +31,30 @@ Output = LatticeOutput | TrainingOutput | OCRNetOutput | SPGNetOutput | SeeThrou
 class SegmentationLoss(nn.Module):
     """A network and its objective as one module, which is what optimizers, engines and pipelines wrap:
     images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient. With a `group` of
-    replicas the mean of their scalars is that of the whole batch (`ops.replicas`).
+    replicas the mean of their scalars is that of the whole batch (`ops.replicas`). `checkpointed`: see
+    `models.checkpointing`.
 
     All pixels ignored: 0, with zero gradient, but for class probabilities, where the ignored share is
     predicted too.
     """
 
-    def __init__(self, network: nn.Module, ignore_index: int = 255, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        ignore_index: int = 255,
+        group: Group | None = None,
+        checkpointed: bool = False,
+    ) -> None:
         super().__init__()
         self.group = group
+        self.checkpointed = checkpointed
         self.network = network
         self.ignore_index = ignore_index
         self.align_corners: bool = getattr(network, "align_corners", False)  # of its auxiliary heads
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        output = self.network(images)
+        with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
+            output = self.network(images)
         with counted_over(self.group):
             return objective(output, labels, self.ignore_index, self.align_corners)
 

@@ -186,7 +186,10 @@ def test_merged_scores_split_into_the_leaves():
     tree = network.full_resolution()
     with torch.no_grad():
         leaves = {
-            p.offsets[0]: p.tensor for out in tree.run_phases(image, tree.all_phases()) for p in out.values()
+            offset: leaf
+            for out in tree.run_phases(image, tree.all_phases())
+            for piece in out.values()
+            for offset, leaf in piece.leaves(1)
         }
         for phase, part in zip(phases_of(32), split(network(image), 32), strict=True):
             assert torch.equal(part, leaves[phase])

@@ -1,8 +1,10 @@
 import itertools
+import math
+from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +17,8 @@ from fullres.ops.pooling import (
     expand,
     merge,
     phases_of,
+    share_of_phases,
+    shares_of_phases,
     shrink,
     split,
 )
@@ -221,6 +225,25 @@ def call_expand_layer_unused():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- shares of several processes ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 12))
+def test_each_combination_of_phases_is_one_process_s(counts, shares):
+    phases = [[(i, place) for place in range(count)] for i, count in enumerate(counts)]
+    try:
+        assert math.prod(shares_of_phases(counts, shares)) == shares
+    except ValueError as error:
+        assert f"{shares} workers can't share them evenly" in str(error)
+        with pytest.raises(ValueError, match="evenly"):
+            share_of_phases(phases, 0, shares)
+        return
+    own = [list(product(*share_of_phases(phases, index, shares))) for index in range(shares)]
+    assert {len(combinations) for combinations in own} == {math.prod(counts) // shares}
+    assert sorted(sum(own, [])) == sorted(product(*phases))
 
 
 # --- Table 5: the operations of the three little networks of Fig. 7 ---

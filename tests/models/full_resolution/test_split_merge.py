@@ -298,8 +298,9 @@ def test_each_of_several_outputs_is_at_full_resolution():
     merged = [torch.full_like(e, torch.nan) for e in expected]
     for pieces in tree.run_phases(image, tree.all_phases()):
         for out, name in zip(merged, tree.outputs, strict=True):
-            (y, x), (sy, sx) = pieces[name].offsets[0], pieces[name].stride
-            out[:, :, y::sy, x::sx] = pieces[name].tensor
+            sy, sx = pieces[name].stride
+            for (y, x), leaf in pieces[name].leaves(len(image)):
+                out[:, :, y::sy, x::sx] = leaf
     for out, e in zip(merged, expected, strict=True):
         assert_equal(out, e)
     with pytest.raises(ValueError, match="3 outputs; only one can be merged"):

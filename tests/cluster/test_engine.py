@@ -1,0 +1,120 @@
+"""However a training is divided, by DeepSpeed, its steps are those of plain torch, and its checkpoints go on
+in any other division."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fullres.pipeline.train.engine import PlainEngine
+from tests.cluster.engine_worker import config_of, trained
+
+BEFORE, AFTER = 2, 3  # steps: with a checkpoint between them
+LAYOUTS = {
+    "replicas": {},
+    "optimizer's state divided": {"parallel": {"zero": 1}},
+    "gradients divided": {"parallel": {"zero": 2}},
+    "parameters divided": {"parallel": {"zero": 3}},
+    "in host memory": {"parallel": {"zero": 2, "offload": True}},
+    "parameters in host memory": {"parallel": {"zero": 3, "offload": True}},
+}
+# What both sides do.
+RECIPES = {
+    "sgd": {},
+    "adamw in groups": {
+        "optimizer": "adamw", "learning_rate": 1e-4, "weight_decay": 0.1,
+        "decay_norms": False, "head_rate": 2,
+    },
+    "accumulated and clipped": {"accumulation": 2, "gradient_clipping": 0.5, "model": {"name": "fcn8s18"}},
+}  # fmt: skip
+CASES = {
+    **{
+        f"{layout}, {recipe}": {**divided, **changes}
+        for layout, divided in LAYOUTS.items()
+        for recipe, changes in RECIPES.items()
+    },
+    "phases shared": {"parallel": {"split": 2}, "phases": (2, 1, 2, 1), "learning_rate": 1e-4},
+    "last phases shared": {
+        "parallel": {"split": 2, "zero": 1},
+        "phases": (1, 1, 1, 4),
+        "learning_rate": 1e-4,
+    },
+    "checkpointed": {"activation_checkpointing": True, "phases": (2, 1, 2, 1), "learning_rate": 1e-4},
+}
+OF_MANY = {
+    3: ["optimizer's state divided, adamw in groups", "parameters divided, adamw in groups"],
+    4: ["phases shared", "last phases shared", "parameters divided, sgd"],
+}
+ALL = [
+    *((2, name) for name in CASES),
+    *(
+        pytest.param(ranks, name, marks=pytest.mark.slow)
+        for ranks, names in OF_MANY.items()
+        for name in names
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """By plain torch: the first steps, those behind them, and what both left."""
+    known = {}
+
+    def run(name):
+        alone = {k: v for k, v in CASES[name].items() if k not in ("parallel", "activation_checkpointing")}
+        key = repr(alone)
+        if key not in known:
+            before = trained(PlainEngine, config_of(alone), 0, BEFORE)
+            known[key] = before, trained(PlainEngine, config_of(alone), BEFORE, AFTER, before[1])
+        return known[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory, plain):
+    """The same by so many processes; those behind go on from plain torch's checkpoint."""
+    known = {}
+
+    def run(ranks, name):
+        if ranks not in known:
+            names = OF_MANY.get(ranks, list(CASES))
+            cases = [(CASES[n], 0, BEFORE, None) for n in names]
+            cases += [(CASES[n], BEFORE, AFTER, plain(n)[0][1]) for n in names]
+            results = processes(tmp_path_factory.mktemp("engine"), ranks, cases)
+            known[ranks] = dict(zip(names, zip(results, results[len(names) :], strict=False), strict=True))
+        return known[ranks][name]
+
+    return run
+
+
+def processes(folder, ranks, cases):
+    torch.save(cases, folder / "cases.pt")
+    command = [sys.executable, "-m", "tests.cluster.engine_worker", folder]
+    root = Path(__file__).parents[2]
+    started = [subprocess.Popen([*command, str(rank), str(ranks)], cwd=root) for rank in range(ranks)]
+    assert [process.wait(300) for process in started] == [0] * ranks
+    return torch.load(folder / "results.pt", weights_only=False)
+
+
+def assert_close(found, expected, tolerance):
+    """By their norms: Adam makes much of a gradient's rounding where it is nearly 0, and where rounding turns
+    a ReLU over, gradients jump by up to a hundredth."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape
+        difference = (found[name].double() - tensor.double()).norm()
+        assert difference <= tolerance * tensor.double().norm() + 1e-6, name
+
+
+@pytest.mark.parametrize(("ranks", "name"), ALL)
+def test_steps_are_those_of_plain_torch(divided, plain, ranks, name):
+    for (losses, state), (expected_losses, expected) in zip(divided(ranks, name), plain(name), strict=True):
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
+        assert_close(state["network"], expected["network"], 1e-5)
+        moments, reference = (s["optimizer"]["state"] for s in (state, expected))
+        assert moments.keys() == reference.keys()
+        for index, kept in reference.items():
+            assert_close(moments[index], kept, 0.03)
