@@ -1,6 +1,6 @@
 """The networks by name: what `--model` takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,9 +20,11 @@ from fullres.models.ocrnet import OCRNet
 from fullres.models.pspnet import DilatedFCN, PSPNet
 from fullres.models.seethrough import SeeThroughNet
 from fullres.models.smp import SMP, subsampling_resnet
-from fullres.models.spgnet import SPGNet
+from fullres.models.spgnet import SPG, FPNDecoder, GatherExcite, SPGNet, Unguided, squeeze_excite
 from fullres.models.unet import UNet
 from fullres.models.upernet import UPerNet
+
+Loss = Literal["cross_entropy", "ohem", "rmi"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Entry:
     the backbone's last features, which `fullres explain` shows. labelled_by: split-merge is exact and keeps a
     memory budget. training_options: attributes that a training sets from its configuration. auxiliary: behind
     which of the backbone's features it has auxiliary heads in training if nothing else is asked for, 0 the
-    finest; None: it takes none. encoders: what published weights of a backbone are loaded into.
-    authors_names: how names of parameters start in published checkpoints of the network, and here.
+    finest; None: it takes none. losses: what its prediction may be trained by, its paper's first. encoders:
+    what published weights of a backbone are loaded into. authors_names: how names of parameters start in
+    published checkpoints of the network, and here.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Entry:
     labelled_by: Literal["split-merge", "windows"] = "windows"
     training_options: tuple[str, ...] = ()
     auxiliary: tuple[int, ...] | None = None
+    losses: tuple[Loss, ...] = ("cross_entropy", "ohem")
     encoders: tuple[str, ...] = ("backbone",)
     authors_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,18 +95,25 @@ def _deeplab(backbone: Callable[..., Any], num_classes: int, width: float) -> nn
 
 
 def _on_hrnet(
-    network: Callable[..., nn.Module], c: int, align_corners: bool, num_classes: int, width: float
+    network: Callable[..., nn.Module],
+    c: int,
+    align_corners: bool,
+    num_classes: int,
+    width: float,
+    **variant: Any,
 ) -> nn.Module:
-    return network(HRNet(c, width, align_corners), num_classes, channels=_scaled(512, width))
+    return network(HRNet(c, width, align_corners), num_classes, channels=_scaled(512, width), **variant)
 
 
 def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
     return HRNetV2(HRNet(c, width), num_classes)
 
 
-def _spgnet(depths: tuple[int, ...], channels: int, num_classes: int, width: float) -> nn.Module:
+def _spgnet(
+    depths: tuple[int, ...], channels: int, num_classes: int, width: float, **variant: Any
+) -> nn.Module:
     encoders = [ResNet(depth, width) for depth in depths]
-    return SPGNet(encoders, num_classes, channels=_scaled(channels, width) // 4 * 4)
+    return SPGNet(encoders, num_classes, channels=_scaled(channels, width) // 4 * 4, **variant)
 
 
 def _unet(num_classes: int, width: float) -> nn.Module:
@@ -123,7 +134,7 @@ def _entries() -> list[Entry]:
             entries.append(
                 Entry(
                     f"{family}{depth}", partial(smp, depth), "SMP", f"ResNet-{depth}", 32, "backbone.layer4",
-                    labelled_by="split-merge", training_options=options,
+                    labelled_by="split-merge", training_options=options, losses=("cross_entropy",),
                 )
             )  # fmt: skip
     resnets: list[tuple[str, Callable[..., nn.Module], str, int, tuple[int, ...]]] = [
@@ -170,19 +181,49 @@ def _entries() -> list[Entry]:
         # Its soft regions are what an auxiliary head would be.
         ocrnet = partial(_on_hrnet, OCRNet, c, True)
         entries.append(Entry(f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=()))
-    seethrough = partial(_on_hrnet, SeeThroughNet, 48, False)
-    entries.append(Entry("seethroughnet48", seethrough, "SeeThroughNet", "HRNetV2-W48", 4, stage4))
-    for name, depths, channels in (
-        ("spgnet18", (18,), 128), ("spgnet50", (50,), 128), ("spgnet101", (101,), 128),
-        ("spgnet18x2", (18, 18), 128), ("spgnet50x2", (50, 50), 128), ("spgnet101x2", (101, 101), 128),
-        ("spgnet50x2-d256", (50, 50), 256),
-    ):  # fmt: skip
-        label = f"{f'{len(depths)} x ' if len(depths) > 1 else ''}ResNet-{depths[0]}"
+    # The switches of Table 4.
+    for name, variant in (
+        ("seethroughnet48", {}),
+        ("seethroughnet48-no-cpp", {"cpp": False}),
+        ("seethroughnet48-no-attention", {"attention": False}),
+        ("seethroughnet48-neither", {"cpp": False, "attention": False}),
+    ):
+        seethrough = partial(_on_hrnet, SeeThroughNet, 48, False, **variant)
+        entries.append(
+            Entry(
+                name, seethrough, "SeeThroughNet", "HRNetV2-W48", 4, stage4, losses=("rmi", "cross_entropy")
+            )
+        )
+    return [*entries, *_spgnets(), Entry("unet", _unet, "U-Net", "-", 16, "body.down.4", encoders=())]
+
+
+def _spgnets() -> Iterator[Entry]:
+    """The networks of SPGNet's Tables 1 and 3 to 12."""
+    variants: list[tuple[str, tuple[int, ...], int, dict[str, Any]]] = [
+        *((f"spgnet{depth}", (depth,), 128, {}) for depth in (18, 50, 101, 152)),
+        *((f"spgnet{depth}x2", (depth, depth), 128, {}) for depth in (18, 50, 101)),
+        *((f"spgnet{depth}x2-d256", (depth, depth), 256, {}) for depth in (50, 101)),
+        ("spgnet18x3", (18, 18, 18), 128, {}),
+        ("spgnet18-50", (18, 50), 128, {}),
+        ("spgnet50-18", (50, 18), 128, {}),
+        ("spgnet18x2-unguided", (18, 18), 128, {"guide": Unguided}),
+        ("spgnet18x2-sum", (18, 18), 128, {"guide": partial(SPG, excite="sum")}),
+        ("spgnet18x2-softmax", (18, 18), 128, {"guide": partial(SPG, excite="softmax")}),
+        ("spgnet18x2-no-identity", (18, 18), 128, {"guide": partial(SPG, identity=False)}),
+        ("spgnet18x2-no-supervision", (18, 18), 128, {"guide": partial(SPG, supervise=False)}),
+        ("spgnet18x2-se", (18, 18), 128, {"guide": squeeze_excite}),
+        ("spgnet18x2-ge", (18, 18), 128, {"guide": GatherExcite}),
+        ("spgnet18-no-gap", (18,), 128, {"gap": False}),
+        ("spgnet18-fpn", (18,), 128, {"gap": False, "decode": FPNDecoder}),
+    ]
+    for name, depths, channels, variant in variants:
+        alike = len(set(depths)) == 1
+        label = f"{len(depths)} x ResNet-{depths[0]}" if alike else " + ".join(f"ResNet-{d}" for d in depths)
         encoders = tuple(f"stages.{i}.encoder" for i in range(len(depths)))
-        spgnet = partial(_spgnet, depths, channels)
-        entries.append(Entry(name, spgnet, "SPGNet", label, 32, f"{encoders[-1]}.layer4", encoders=encoders))
-    entries.append(Entry("unet", _unet, "U-Net", "-", 16, "body.down.4", encoders=()))
-    return entries
+        yield Entry(
+            name, partial(_spgnet, depths, channels, **variant), "SPGNet", label.removeprefix("1 x "), 32,
+            f"{encoders[-1]}.layer4", losses=("ohem", "cross_entropy"), encoders=encoders,
+        )  # fmt: skip
 
 
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _entries()}

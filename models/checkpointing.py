@@ -53,13 +53,17 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
 def _untracked(module: nn.Module) -> Iterator[None]:
     """Inside, batch norm's running statistics stay: they have seen this batch. They are still read, as what
     is computed once more must be what was computed."""
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in tracking]
-    for norm in tracking:
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [
+        (norm, norm.momentum, count, count.clone())
+        for norm in norms
+        if (count := norm.num_batches_tracked) is not None
+    ]
+    for norm, *_ in before:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in before:
+        for norm, momentum, count, of_batches in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            count.copy_(of_batches)

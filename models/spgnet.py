@@ -23,7 +23,7 @@ those of Tables 3, 5 to 7, 9, 11 and 12 follow from what is here, but for one (F
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,6 +200,8 @@ class ImagePool(nn.Module):
 
 class Stemless(nn.Module):
     """A ResNet that starts with layer1, at output stride 4."""
+
+    not_features: ClassVar = (*ResNet.not_features, "conv1.", "bn1.")
 
     def __init__(self, backbone: ResNet) -> None:
         super().__init__()

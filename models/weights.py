@@ -24,6 +24,7 @@ from fullres.models.backbones.hrnet import HRNet
 from fullres.models.backbones.mobilenet import MobileNetV2
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, build
+from fullres.models.spgnet import Stemless
 from fullres.ops.errors import FullresError
 
 
@@ -160,8 +161,9 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def load_backbone(backbone: ResNet | MobileNetV2 | HRNet, path: Path) -> None:
-    """Fill a ResNet, MobileNetV2 or HRNet from a published checkpoint that has its authors' key names.
+def load_backbone(backbone: ResNet | Stemless | MobileNetV2 | HRNet, path: Path) -> None:
+    """Fill a ResNet (with or without its stem), MobileNetV2 or HRNet from a published checkpoint that has its
+    authors' key names.
 
     Those are torchvision's (ResNet, MobileNetV2), hszhao/semseg's (ResNet with the deep stem) and the HRNet
     authors' (ImageNet or segmentation). What belongs to the classifier or a segmentation head

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fullres.models.catalogue import CATALOGUE
+from fullres.models.catalogue import CATALOGUE, Loss
 from fullres.ops.pooling import shares_of_phases
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -27,32 +27,44 @@ class ModelConfig(Section):
     `auxiliary`: what its auxiliary heads learn, where it has some, or "none" of them. `auxiliary_stages`:
     behind which of the backbone's features they are, 0 the finest of four. By default with "cross_entropy"
     one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
-    "class_probability" one behind each (SeeThroughNet, Sec. 4.1). `freeze`: what keeps its values.
+    "class_probability" one behind each (SeeThroughNet, Sec. 4.1). `loss`: what the prediction itself is
+    trained by, its paper's where none is named. `backbone_weights`: one file for all of an SPGNet's encoders,
+    or as many as it has. `freeze`: what keeps its values.
     """
 
     name: str
     width: float = Field(default=1.0, gt=0)
     auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
     auxiliary_stages: tuple[int, ...] | None = None
+    loss: Loss | None = None
     weights: Path | None = None
-    backbone_weights: Path | None = None
+    backbone_weights: Path | tuple[Path, ...] | None = None
     freeze: tuple[Literal["batch_norm", "backbone"], ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> "ModelConfig":
         if self.name not in CATALOGUE:
             raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
-        if self.weights is not None and self.backbone_weights is not None:
+        files = self.backbone_weights
+        said = ", ".join(map(str, files)) if isinstance(files, tuple) else str(files)
+        if self.weights is not None and files is not None:
+            raise ValueError(f"weights is '{self.weights}', backbone_weights is '{said}': one of them")
+        encoders = CATALOGUE[self.name].encoders
+        if isinstance(files, tuple) and len(files) != len(encoders):
             raise ValueError(
-                f"weights is '{self.weights}', backbone_weights is '{self.backbone_weights}': one of them"
+                f"backbone_weights is '{said}': one file, or as many as {self.name} has backbones,"
+                f" {len(encoders)}"
             )
+        losses = CATALOGUE[self.name].losses
+        if self.loss is not None and self.loss not in losses:
+            raise ValueError(f"loss is '{self.loss}': {self.name} has {' or '.join(losses)}")
         stages = self.auxiliary_stages
         if stages is not None and (self.auxiliary == "none" or not _are_stages(stages)):
             raise ValueError(
                 f"auxiliary_stages is {list(stages)}: some of 0, 1, 2, 3, each once and in order; not with"
                 " auxiliary = 'none'"
             )
-        if "backbone" in self.freeze and not CATALOGUE[self.name].encoders:
+        if "backbone" in self.freeze and not encoders:
             raise ValueError(f"freeze is {list(self.freeze)}: {self.name} has no backbone of its own")
         return self
 

@@ -30,6 +30,7 @@ def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = Fal
         network.auxiliary = _heads(network.backbone.channels, usual, config, num_classes)  # type: ignore[union-attr, arg-type, assignment]
     elif config.auxiliary == "class_probability" or config.auxiliary_stages:
         raise ValueError(f"auxiliary is '{config.auxiliary}': {config.name} has no auxiliary heads")
+    network.loss = config.loss  # type: ignore[assignment]  # what `SegmentationLoss` trains it by
     return network.train()
 
 
@@ -44,17 +45,16 @@ def _heads(
     return AuxiliaryHeads(channels, outputs, stages, max(8, int(256 * config.width)))
 
 
-def _load_backbones(network: nn.Module, name: str, path: Path) -> None:
+def _load_backbones(network: nn.Module, name: str, files: Path | tuple[Path, ...]) -> None:
     """Raises WeightsError, also for a network without a backbone that published checkpoints fit."""
     encoders: list[Any] = [network.get_submodule(where) for where in CATALOGUE[name].encoders]
     if not encoders:
         raise WeightsError(
-            f"backbone_weights is '{path}': {name} has no backbone that is read (HRNet, MobileNetV2, ResNet)"
+            f"backbone_weights is '{files}': {name} has no backbone that is read (HRNet, MobileNetV2, ResNet)"
         )
-    first, *later = encoders
-    load_backbone(first, path)
-    for encoder in later:  # of the same depth, without the stem
-        encoder.load_state_dict(first.state_dict(), strict=False)
+    paths = files if isinstance(files, tuple) else (files,) * len(encoders)
+    for encoder, path in zip(encoders, paths, strict=True):
+        load_backbone(encoder, path)
 
 
 def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> None:

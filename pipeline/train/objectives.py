@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullres.models.auxiliary import TrainingOutput, enlarge
+from fullres.models.catalogue import Loss
 from fullres.models.checkpointing import blocks_checkpointed
 from fullres.models.lattices import Lattice, LatticeOutput
 from fullres.models.ocrnet import OCRNetOutput
@@ -51,15 +52,22 @@ class SegmentationLoss(nn.Module):
         self.network = network
         self.ignore_index = ignore_index
         self.align_corners: bool = getattr(network, "align_corners", False)  # of its auxiliary heads
+        self.loss: Loss | None = getattr(network, "loss", None)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
             output = self.network(images)
         with counted_over(self.group):
-            return objective(output, labels, self.ignore_index, self.align_corners)
+            return objective(output, labels, self.ignore_index, self.align_corners, self.loss)
 
 
-def objective(output: Output, labels: Tensor, ignore_index: int = 255, align_corners: bool = False) -> Tensor:
+def objective(
+    output: Output,
+    labels: Tensor,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+    loss: Loss | None = None,
+) -> Tensor:
     """The scalar that training minimises, with gradient, by what a network of the catalogue returns in
     training: the named tuples of `models/`.
 
@@ -73,23 +81,26 @@ def objective(output: Output, labels: Tensor, ignore_index: int = 255, align_cor
     - SPGNet: cross entropy with hard example mining, of all stages (Sec. 3.4, 4.4).
     - SeeThroughNet: RMI, class probabilities and both resolutions (Eq. 7).
 
-    `align_corners`: how auxiliary heads are resized, the network's attribute of that name.
+    `align_corners`: how auxiliary heads are resized, the network's attribute of that name. `loss`: what the
+    prediction is trained by in place of that, one of the network's `losses` in the catalogue: "ohem" or
+    "cross_entropy". SPGNet's is that of all stages; auxiliary heads of others keep their cross entropy.
+    SeeThroughNet without RMI has the cross entropy of Eq. 5 alone, of each class against the rest.
     """
+    ohem = loss == "ohem"
     match output:
         case LatticeOutput(lattices):
             return _of_lattices(lattices, labels, ignore_index)
-        case TrainingOutput(logits, ()):
-            return cross_entropy(logits, labels, ignore_index)
         case TrainingOutput(logits, heads):
-            return _with_heads(logits, (), heads, labels, ignore_index, align_corners)
+            return _with_heads(logits, (), heads, labels, ignore_index, align_corners, ohem)
         case OCRNetOutput(logits, soft_regions, heads):
-            return _with_heads(logits, (soft_regions,), heads, labels, ignore_index, align_corners)
+            return _with_heads(logits, (soft_regions,), heads, labels, ignore_index, align_corners, ohem)
         case SPGNetOutput(stages):
-            return spgnet_objective(stages, labels, ignore_index=ignore_index)
+            return spgnet_objective(stages, labels, loss != "cross_entropy", ignore_index)
         case SeeThroughNetOutput(logits, half, full, heads):
             targets = _shares(labels, HEAD_SCALES[: len(heads)], logits.shape[1], ignore_index)
+            rmi = loss != "cross_entropy"
             return seethroughnet_objective(
-                logits, half, full, heads, targets, labels, output.auxiliary, ignore_index
+                logits, half, full, heads, targets, labels, output.auxiliary, ignore_index, rmi
             )
 
 
@@ -110,15 +121,18 @@ def _with_heads(
     labels: Tensor,
     ignore_index: int,
     align_corners: bool,
+    ohem: bool,
 ) -> Tensor:
     """`own`: auxiliary logits at the labels' size."""
     classes = logits.shape[1]
     if heads and heads[0].shape[1] == classes + 1:
         scales = [_scale(head, labels) for head in heads]
         targets = _shares(labels, scales, classes, ignore_index)
-        return class_probability_objective(logits, heads, targets, labels, own, ignore_index=ignore_index)
+        return class_probability_objective(
+            logits, heads, targets, labels, own, ignore_index=ignore_index, ohem=ohem
+        )
     enlarged = enlarge(heads, labels.shape[-2:], align_corners)
-    return auxiliary_objective(logits, [*own, *enlarged], labels, ignore_index)
+    return auxiliary_objective(logits, [*own, *enlarged], labels, ignore_index, ohem)
 
 
 def _scale(head: Tensor, labels: Tensor) -> int:
@@ -135,15 +149,17 @@ def _shares(labels: Tensor, scales: Sequence[int], classes: int, ignore_index: i
 
 
 def auxiliary_objective(
-    logits: Tensor, auxiliary: Sequence[Tensor], labels: Tensor, ignore_index: int = 255
+    logits: Tensor, auxiliary: Sequence[Tensor], labels: Tensor, ignore_index: int = 255, ohem: bool = False
 ) -> Tensor:
-    """Cross entropy, and 0.4 times that of each auxiliary head.
+    """Cross entropy, with `ohem` over the hardest pixels alone, and 0.4 times the cross entropy of each
+    auxiliary head, over all pixels.
 
     PSPNet (Sec. 4 and 5.1) has one, after the fourth stage; OCRNet one, the soft regions; SeeThroughNet's
     baselines with up-sampled logits four (Sec. 4.1).
     """
+    loss = ohem_cross_entropy if ohem else cross_entropy
     heads = [cross_entropy(head, labels, ignore_index) for head in auxiliary]
-    return cross_entropy(logits, labels, ignore_index) + _AUXILIARY * sum(heads)
+    return loss(logits, labels, ignore_index=ignore_index) + _AUXILIARY * sum(heads)
 
 
 def spgnet_objective(
@@ -165,6 +181,7 @@ def class_probability_objective(
     auxiliary: Sequence[Tensor] = (),
     weight: float = _AUXILIARY,
     ignore_index: int = 255,
+    ohem: bool = False,
 ) -> Tensor:
     """Class probabilities for any network's auxiliary heads, four in SeeThroughNet's Sec. 4.1: the network's
     cross entropy, and the heads' KL losses.
@@ -176,8 +193,10 @@ def class_probability_objective(
         heads: logits of the auxiliary heads at their own resolution, as `class_probability_kl` takes them.
         targets: class probabilities at the scale of each head.
         auxiliary: logits at the labels' size that keep their cross entropy: OCRNet's soft regions.
+        ohem: the network's cross entropy is over the hardest pixels.
     """
-    return auxiliary_objective(logits, auxiliary, labels, ignore_index) + weight * _decoder(heads, targets)
+    own = auxiliary_objective(logits, auxiliary, labels, ignore_index, ohem)
+    return own + weight * _decoder(heads, targets)
 
 
 def seethroughnet_objective(
@@ -189,6 +208,7 @@ def seethroughnet_objective(
     labels: Tensor,
     auxiliary: Tensor | None = None,
     ignore_index: int = 255,
+    rmi: bool = True,
 ) -> Tensor:
     """SeeThroughNet, Eq. 7: RMI of the final prediction, KL losses in the decoder, and 0.05 times the cross
     entropy of the two resolutions' own predictions.
@@ -204,8 +224,10 @@ def seethroughnet_objective(
         auxiliary: where the OCR head has an auxiliary prediction of its own, its N x C x H x W logits from
             both resolutions, with weight 0.4. Not in Eq. 7, but in the network that it builds on, whose
             objective this is without `heads`.
+        rmi: RMI of `joint`, or its cross entropy alone.
     """
-    loss = rmi_loss(joint, labels, ignore_index) + _decoder(heads, targets)
+    main = rmi_loss if rmi else binary_cross_entropy
+    loss = main(joint, labels, ignore_index) + _decoder(heads, targets)
     for logits in (half, full):
         loss = loss + _PER_SCALE * binary_cross_entropy(logits, labels, ignore_index)
     if auxiliary is not None:

@@ -198,6 +198,16 @@ def test_the_seed_and_nothing_else_decides(train, tmp_path):
             "weights is 'a.pth', backbone_weights is 'b.pth': one of them",
         ),
         ({"more": 'weights = "no.pth"'}, "weights no.pth: no such file"),
+        (
+            {"model": "spgnet18-50", "more": 'backbone_weights = ["a.pth", "b.pth", "c.pth"]'},
+            "model.backbone_weights is 'a.pth, b.pth, c.pth': one file, or as many as spgnet18-50 has"
+            " backbones, 2",
+        ),
+        ({"more": 'loss = "ohem"'}, "model.loss is 'ohem': smp18 has cross_entropy"),
+        (
+            {"model": "spgnet18", "more": 'loss = "rmi"'},
+            "model.loss is 'rmi': spgnet18 has ohem or cross_entropy",
+        ),
         ({"optimizer": "lion"}, "optimizer = 'lion': Input should be 'adam', 'adamw' or 'sgd'"),
         (
             {"model": "unet", "more": 'backbone_weights = "no.pth"'},
@@ -266,6 +276,23 @@ def test_every_encoder_starts_from_its_published_weights(train, tmp_path, model,
     trained = load_file(tmp_path / "run/weights.safetensors")
     for encoder in encoders:
         own = {n.removeprefix(encoder): t for n, t in trained.items() if n.startswith(encoder)}
+        assert any(n.startswith("layer4.") for n in own)
+        assert all(stood_still(t, published[n]) for n, t in own.items() if "running" not in n)
+
+
+def test_encoders_of_different_depths_have_a_file_each(train, tmp_path):
+    torch.manual_seed(5)
+    files = []
+    for depth in (18, 50):
+        torch.save(ResNet(depth, 0.125).state_dict(), tmp_path / f"resnet{depth}.pth")
+        files.append(str(tmp_path / f"resnet{depth}.pth"))
+    result = train(model="spgnet18-50", more=f"backbone_weights = {files}", **STANDSTILL)
+    assert result.exit_code == 0, result.output
+    trained = load_file(tmp_path / "run/weights.safetensors")
+    for stage, file in enumerate(files):
+        published = torch.load(file)
+        prefix = f"stages.{stage}.encoder."
+        own = {n.removeprefix(prefix): t for n, t in trained.items() if n.startswith(prefix)}
         assert any(n.startswith("layer4.") for n in own)
         assert all(stood_still(t, published[n]) for n, t in own.items() if "running" not in n)
 

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from fullres.models.catalogue import CATALOGUE
+from fullres.models.spgnet import SPGNetOutput
+from fullres.ops.losses import ohem_cross_entropy
 from fullres.ops.rmi import rmi_loss
 from fullres.pipeline.train.network import ModelConfig, initial_network
-from fullres.pipeline.train.objectives import SegmentationLoss
+from fullres.pipeline.train.objectives import SegmentationLoss, objective
 from tests.models.base import image
 
 torch.set_num_threads(1)
@@ -16,9 +18,9 @@ CLASSES = 5
 SIZE = (65, 96)  # no multiple of 32: cells at the border are cut
 
 
-def network_of(name, auxiliary="cross_entropy"):
+def network_of(name, auxiliary="cross_entropy", loss=None):
     torch.manual_seed(0)
-    config = ModelConfig(name=name, width=1 / 8, auxiliary=auxiliary)
+    config = ModelConfig(name=name, width=1 / 8, auxiliary=auxiliary, loss=loss)
     return initial_network(config, CLASSES)
 
 
@@ -114,6 +116,77 @@ def test_soft_regions():
     assert output.heads == ()
     expected = cross_entropy(output.logits, labels) + 0.4 * cross_entropy(output.soft_regions, labels)
     torch.testing.assert_close(loss, expected)
+
+
+def hard_cross_entropy(logits, labels, least_kept):
+    """Mean over the pixels whose true class has a probability below 0.9, or over `least_kept` if those are
+    more."""
+    every = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")[labels != 255]
+    kept = max(least_kept, int((every.neg().exp() < 0.9).sum()))
+    return every.sort(descending=True).values[:kept].mean()
+
+
+@pytest.fixture
+def few_kept(monkeypatch):
+    """Crops of the tests have fewer pixels than mining keeps at least: of them it keeps this many."""
+    kept = 1000
+    monkeypatch.setattr(ohem_cross_entropy, "__defaults__", (0.9, kept, 255))
+    return kept
+
+
+def certain_of(network, labels):
+    """Half of the labelled pixels' classes predicted with certainty: those are not among the hard ones."""
+    share = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    truth = F.one_hot(labels.where(labels != 255, 0), CLASSES).movedim(-1, 1)
+    return lambda logits: logits + 20.0 * truth * share[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "auxiliary"),
+    [
+        *(("hrnet18", "none"), ("pspnet50", "cross_entropy"), ("pspnet50", "none"), ("ocrnet18", "none")),
+        ("pspnet50", "class_probability"),
+    ],
+)
+def test_hard_pixels_of_the_prediction_alone(name, auxiliary, few_kept):
+    """Auxiliary heads keep the cross entropy of all pixels."""
+    images, labels = image(2, SIZE), labels_of()
+    network = network_of(name, auxiliary, "ohem")
+    torch.manual_seed(1)
+    output = network(images)
+    output = output._replace(logits=certain_of(network, labels)(output.logits))
+    align_corners = SegmentationLoss(network).align_corners
+    loss = objective(output, labels, 255, align_corners, network.loss)
+    plain = objective(output, labels, 255, align_corners, "cross_entropy")
+    expected = plain - cross_entropy(output.logits, labels)
+    expected = expected + hard_cross_entropy(output.logits, labels, few_kept)
+    torch.testing.assert_close(loss, expected)
+    assert loss > plain + 0.1
+
+
+def test_spgnet_with_and_without_hard_pixels(few_kept):
+    """At every stage; its paper's without being asked for."""
+    images, labels = image(2, SIZE), labels_of()
+    certain = certain_of(None, labels)
+    for loss in (None, "ohem", "cross_entropy"):
+        network = network_of("spgnet18x2", loss=loss)
+        stages = tuple(map(certain, network(images).stages))
+        found = objective(SPGNetOutput(stages), labels, loss=network.loss)
+        if loss == "cross_entropy":
+            expected = sum(cross_entropy(logits, labels) for logits in stages)
+        else:
+            expected = sum(hard_cross_entropy(logits, labels, few_kept) for logits in stages)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["seethroughnet48", "seethroughnet48-no-cpp"])
+def test_two_resolutions_without_rmi(name):
+    """The cross entropy of Eq. 5 is left of it."""
+    network, images, labels = network_of(name, loss="cross_entropy"), image(2, SIZE), labels_of()
+    loss, output = loss_and_output(network, images, labels)
+    paper = objective(output, labels)
+    without = against_the_rest(output.logits, labels) - rmi_loss(output.logits, labels)
+    torch.testing.assert_close(loss, paper + without)
 
 
 @pytest.mark.parametrize(("name", "stages"), [("spgnet18", 1), ("spgnet18x2", 2)])
