@@ -83,8 +83,8 @@ def one_of_each_family():
 
 
 NOT_ALL_SIZES = {
-    ".pt2": {"unet", "ccnet50"},
-    ".onnx": {"unet", "ccnet50", "pspnet50", "upernet50", "ann50", "dmnet50"},
+    ".pt2": {"unet", "ccnet50", "seethroughnet48"},
+    ".onnx": {"unet", "ccnet50", "seethroughnet48", "pspnet50", "upernet50", "ann50", "dmnet50"},
 }
 
 
