@@ -30,6 +30,9 @@ COMMANDS = {
         "on where it was stopped."
     ),
     "train": "Train the network of a configuration file; started again, it goes on from its last checkpoint.",
+    "export": (
+        "Write a trained network for elsewhere: its weights or its encoder's, a graph for torch or ONNX."
+    ),
     "datasets": "List data sets, show one, or check a folder that should hold one.",
     "models": "List every network: backbone, output stride, parameters, multiply-adds of one image, paper.",
     "targets": "Training targets for a whole data set, in Parquet.",

@@ -59,8 +59,8 @@ def atrous(strides: Sequence[int], stem: int, output_stride: int) -> list[tuple[
 
 def resize(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """Bilinear interpolation of N x C x h x w to N x C x size."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
+    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
+        return x  # a graph would hold for the sizes alone at which that is so
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 

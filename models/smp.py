@@ -96,14 +96,29 @@ class SMP(nn.Module):
     def dilated(self) -> FCN32s:
         """SMP on every fourth pixel: its first two splits, phase (0, 0) alone, and dilation in the place of
         the other three. Takes the modules over, this network can't be used any more."""
-        dilation = 1
-        for layer in (self.backbone.layer2, self.backbone.layer3, self.backbone.layer4):
-            for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d)):
-                strided = conv.stride != (1, 1)  # it still reads the finer lattice
-                rate = dilation if strided else 2 * dilation
-                conv.stride, conv.dilation = (1, 1), (rate, rate)
-                conv.padding = (rate * (conv.kernel_size[0] // 2),) * 2
-            dilation *= 2
+        _dilate(self.backbone, 1)
         form = FCN32s(self.backbone, self.classifier.out_channels)
         form.classifier = self.classifier
         return form
+
+    def without_splits(self) -> nn.Module:
+        """SMP at every pixel by dilation in the place of all splits: what `forward` computes, as a chain of
+        convolutions whose features have the size of the image. Takes the modules over, this network can't be
+        used any more."""
+        conv = self.backbone.conv1
+        conv.stride, self.backbone.pool = (1, 1), nn.Identity()
+        _dilate(self.backbone, 4)  # conv1's split, and the one in place of max pooling
+        return self.strided()
+
+
+def _dilate(backbone: ResNet, dilation: int) -> None:
+    """Dilation in the place of the strides of all layers, behind splits that left `dilation`."""
+    for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        convolutions = [m for m in layer.modules() if isinstance(m, nn.Conv2d)]
+        after = dilation if all(conv.stride == (1, 1) for conv in convolutions) else 2 * dilation
+        for conv in convolutions:
+            strided = conv.stride != (1, 1)  # it still reads the finer lattice
+            rate = dilation if strided else after
+            conv.stride, conv.dilation = (1, 1), (rate, rate)
+            conv.padding = (rate * (conv.kernel_size[0] // 2),) * 2
+        dilation = after

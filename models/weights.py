@@ -161,6 +161,31 @@ def load_state(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     network.load_state_dict(state, strict=False)
 
 
+def published_state(model: str, network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network of the catalogue under the names that its authors' checkpoints have: the
+    backbone's without `backbone.`. `load_network` reads them."""
+    theirs = {ours: theirs for theirs, ours in CATALOGUE[model].authors_names.items()}
+    state = {}
+    for name, tensor in network.state_dict().items():
+        start = next((start for start in theirs if name.startswith(start)), "backbone.")
+        if name.startswith(start):
+            name = theirs.get(start, "") + name.removeprefix(start)
+        state[name] = tensor
+    return state
+
+
+def published_backbone(model: str, network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network's encoder as its authors publish it, without classifier: what
+    `load_backbone` reads. Of several encoders the first: the others have no stem. Raises WeightsError for a
+    network whose backbone has no published form."""
+    encoders = CATALOGUE[model].encoders
+    if not encoders:
+        raise WeightsError(
+            f"{model} has no backbone that is published by itself (HRNet, MobileNetV2, ResNet)"
+        )
+    return network.get_submodule(encoders[0]).state_dict()
+
+
 def load_backbone(backbone: ResNet | Stemless | MobileNetV2 | HRNet, path: Path) -> None:
     """Fill a ResNet (with or without its stem), MobileNetV2 or HRNet from a published checkpoint that has its
     authors' key names.
