@@ -129,7 +129,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if dry_run:
-            _describe(config)
+            _describe(config, config.parallel.of(workers) if on_ray else None)
         else:
             with _progress(config) as show:
                 if on_ray:
@@ -152,7 +152,7 @@ def _on_workers(
         return training.fit(config, workers, show, drop_head)
 
 
-def _describe(config: TrainingConfig) -> None:
+def _describe(config: TrainingConfig, layout: ParallelConfig | None) -> None:
     frames = Frames(config.data)
     print(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), end="")
     with torch.device("meta"):
@@ -162,6 +162,9 @@ def _describe(config: TrainingConfig) -> None:
         f"{config.model.name} with {parameters / 1e6:.2f}M parameters, {len(frames.known.classes)} classes; "
         f"{len(frames)} images, {epochs:.1f} epochs"
     )
+    if layout is not None:
+        phases = f", {layout.split} share the phases of each" if layout.split > 1 else ""
+        console.print(f"{layout.workers} workers: {layout.data} parts of every batch{phases}")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rich.table import Table
 from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.common import AddressOption, console
+from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import TrainingConfig, extended
@@ -28,14 +29,24 @@ _SCENES = 12
 _CROP = 128
 
 _PARTS = {"accumulation": 2}
+_PHASES = {"phases": (2, 1, 2, 1)}
 # Name, workers (None: this process), what differs from the configuration, and the run it is held against.
 # Accumulated parts have a batch norm each.
-_LAYOUTS: tuple[tuple[str, int | None, dict[str, Any], str | None], ...] = (
+Layout = tuple[str, int | None, dict[str, Any], str | None]
+_LAYOUTS: tuple[Layout, ...] = (
     ("one process", None, {}, None),
+    ("activation checkpointing", None, {"activation_checkpointing": True}, "one process"),
     ("one worker", 1, {}, "one process"),
     ("two workers", 2, {}, "one process"),
+    ("two workers, ZeRO 1", 2, {"parallel": {"zero": 1}}, "one process"),
+    ("two workers, ZeRO 2", 2, {"parallel": {"zero": 2}}, "one process"),
+    ("two workers, ZeRO 3", 2, {"parallel": {"zero": 3}}, "one process"),
     ("accumulation 2", None, _PARTS, None),
     ("two workers, accumulation 2", 2, _PARTS, "accumulation 2"),
+)
+_OF_SMP: tuple[Layout, ...] = (
+    ("four phases", None, _PHASES, None),
+    ("two workers share four phases", 2, {**_PHASES, "parallel": {"split": 2}}, "four phases"),
 )
 
 
@@ -63,7 +74,8 @@ def parity(
                 "batch_size": 4, "crop": (_CROP, _CROP), "optimizer": "sgd", "report_every": 1,
             }  # fmt: skip
             losses: dict[str, list[float]] = {}
-            for layout, workers, differing, reference in _LAYOUTS:
+            smp = _OF_SMP if CATALOGUE[network].splits else ()
+            for layout, workers, differing, reference in (*_LAYOUTS, *smp):
                 console.print(f"{network}: {layout}")
                 out = Path(name) / f"{network}-{layout}"
                 config = TrainingConfig(**extended(given, {**differing, "out": out}))

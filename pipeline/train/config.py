@@ -168,9 +168,8 @@ class ParallelConfig(Section):
         multiply up to them."""
         data = self.data or (1 if workers is None else max(1, workers // self.split))
         if workers is not None and data * self.split != workers:
-            raise ValueError(
-                f"workers is {workers}: parallel has data {self.data or 'as needed'} times split {self.split}"
-            )
+            said = f"data {self.data} times split" if self.data else "a multiple of split"
+            raise ValueError(f"workers is {workers}: parallel asks for {said} {self.split}")
         return self.model_copy(update={"data": data})
 
     @property

@@ -103,11 +103,14 @@ def assert_close(folder, reference):
 
 
 def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
-    """Phases drawn of every split, a scored split, clipped gradients."""
+    """Phases drawn of every split, a scored split, clipped gradients. Two workers share the phases, and the
+    optimizer's state."""
     scored = ("data.validation=val", f"evaluate_every={STEPS}")
     changes = ("phases=[1, 1, 2, 4]", "gradient_clipping=1.0", *scored)
-    for out, workers in (("plain", None), ("one", 1), ("two", 2)):
-        result = train(out, workers, *changes)
+    for out, workers, layout in (
+        ("plain", None, ()), ("one", 1, ()), ("two", 2, ("parallel.split=2", "parallel.zero=1")),
+    ):  # fmt: skip
+        result = train(out, workers, *changes, *layout)
         assert result.exit_code == 0, result.output
     for out in ("one", "two"):
         assert_close(tmp_path / out, tmp_path / "plain")

@@ -75,11 +75,11 @@ def run(root, tmp_path):
     (tmp_path / "configs/own").mkdir(parents=True)
     (tmp_path / "configs/base.toml").write_text(BASE.format(out=tmp_path / "run", root=root))
 
-    def run(*changes, own="", options=()):
+    def run(*changes, own="", options=("--threads", "1")):
         path = tmp_path / "configs/own/config.toml"
         path.write_text(f'base = "../base.toml"\n{own}')
         changed = [word for change in changes for word in ("--set", change)]
-        return CliRunner().invoke(app, ["train", str(path), *changed, *options, "--threads", "1"])
+        return CliRunner().invoke(app, ["train", str(path), *changed, *options])
 
     return run
 
@@ -179,6 +179,42 @@ def test_mistakes_of_extended_files(run, tmp_path, changes, own, message):
     result = run(*changes, own=own)
     assert result.exit_code == 2
     assert message in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_layout_is_told_before_it_runs(run):
+    shared = ("parallel.split=2", "phases=[1, 2, 2, 1]")
+    result = run(*shared, "parallel.zero=2", options=("--dry-run", "--workers", "4"))
+    assert result.exit_code == 0, result.output
+    assert "4 workers: 2 parts of every batch, 2 share the phases of each" in result.stderr
+    assert tomllib.loads(result.stdout)["parallel"] == {"split": 2, "zero": 2, "offload": False}
+    result = run(*shared, options=("--dry-run",))
+    assert "2 workers: 1 parts of every batch, 2 share" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (["parallel.split=2"], ("--dry-run",), "phases are (1, 1, 1, 1): 2 workers can't share them evenly"),
+        (["parallel.split=8", "phases=[1, 1, 3, 4]"], (), "8 workers can't share them evenly"),
+        (["parallel.split=2", "model.name=unet"], (), "parallel.split is 2: only an SMP splits, not unet"),
+        (
+            ["parallel.split=2", "phases=[2, 1, 1, 1]", "crop=[64, 80]"], (),
+            "crop is (64, 80): with parallel.split multiples of 32",
+        ),
+        (["parallel.offload=true"], (), "parallel.offload is true: needs zero, 1 to 3"),
+        (["parallel.zero=4"], (), "parallel.zero = 4: Input should be 0, 1, 2 or 3"),
+        (["parallel.zro=1"], (), "parallel.zro: no such field (did you mean zero?)"),
+        (
+            ["parallel.split=2", "phases=[2, 1, 1, 1]"], ("--workers", "3"),
+            "workers is 3: parallel asks for a multiple of split 2",
+        ),
+        (["parallel.data=2"], ("--workers", "3"), "workers is 3: parallel asks for data 2 times split 1"),
+    ],
+)  # fmt: skip
+def test_layouts_that_are_none(run, tmp_path, changes, options, message):
+    result = run(*changes, options=options)
+    assert message in one_line(result)
     assert not (tmp_path / "run").exists()
 
 
