@@ -26,7 +26,7 @@ from fullres.cluster.workers import Device, cluster_device, places
 from fullres.ops.errors import FullresError
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, checkpoint_of, run, samples_of
+from fullres.pipeline.train.loop import StepReport, checkpoint_of, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Frames
 
@@ -91,7 +91,7 @@ def fit(
     config = config.model_copy(update={"parallel": layout})
     _check(config, count, device)
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
-    Frames(config.data)  # what is not there is said before work
+    places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}

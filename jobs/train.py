@@ -30,7 +30,7 @@ from fullres.pipeline.train.config import (
     TrainingConfig,
     extended,
 )
-from fullres.pipeline.train.loop import StepReport, fit
+from fullres.pipeline.train.loop import StepReport, fit, forget
 from fullres.pipeline.train.samples import Frames
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -106,6 +106,9 @@ def train(
             "--drop-head", help="Start from weights of other classes: leave out what depends on their count."
         ),
     ] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Do not go on from the last checkpoint: begin afresh.")
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -131,6 +134,8 @@ def train(
         if dry_run:
             _describe(config, config.parallel.of(workers) if on_ray else None)
         else:
+            if from_scratch:
+                forget(config)
             with _progress(config) as show:
                 if on_ray:
                     weights = _on_workers(config, workers, address, show, drop_head)
@@ -190,6 +195,7 @@ def _in_short(report: StepReport) -> str:
         f"rate {report.learning_rate:.2g}",
         f"{report.images_per_second:.1f} images/s",
         f"{report.waiting:.0%} waiting",
+        f"{report.memory / 1024:.1f} GiB",
     ]
     if report.mean_iou is not None:
         parts.append(f"mean IoU {report.mean_iou:.1%}")

@@ -5,6 +5,7 @@ had not been, and the same configuration on the same machine ends with the same 
 """
 
 import json
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,12 +23,13 @@ from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.optimizer import learning_rate
+from fullres.pipeline.train.places import kept_places
 from fullres.pipeline.train.records import Records
-from fullres.pipeline.train.samples import Batch, Frames, Samples, class_places
+from fullres.pipeline.train.samples import Batch, Frames, Samples
 from fullres.pipeline.train.scoring import score
 
 _CHECKPOINT = "checkpoint.pt"
-_RECORDED = {"loss", "learning_rate", "images_per_second", "waiting"}
+_RECORDED = {"loss", "learning_rate", "images_per_second", "waiting", "memory"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -35,8 +37,9 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 class StepReport:
     """What `fit` tells now and then; means since the last report.
 
-    `images_per_second`; `waiting`: the share of the time that went by until batches were there; `mean_iou`:
-    of the last evaluation.
+    `images_per_second`; `waiting`: the share of the time that went by until batches were there; `memory`: the
+    most that the first process had so far, MiB, of the GPU where there is one; `mean_iou`: of the last
+    evaluation.
     """
 
     step: int
@@ -45,6 +48,7 @@ class StepReport:
     learning_rate: float
     images_per_second: float
     waiting: float
+    memory: float
     mean_iou: float | None
 
 
@@ -67,15 +71,27 @@ def checkpoint_of(config: TrainingConfig) -> Path | None:
     return path if path.exists() else None
 
 
+def forget(config: TrainingConfig) -> None:
+    """Begin afresh: `run` goes on from no checkpoint."""
+    (config.out / _CHECKPOINT).unlink(missing_ok=True)
+
+
 def samples_of(config: TrainingConfig) -> Samples:
     """Raises what reading the data raises, and ValueError where no label map has any class to be drawn."""
     frames, how = Frames(config.data), config.augmentation
-    places: list[np.ndarray] = []
-    if how.class_uniform:
-        places = class_places(frames, min(config.crop))
-        if not places:
-            raise ValueError(f"class_uniform is {how.class_uniform}: no label map has any class")
+    places = places_of(config, frames)
     return Samples(frames, how, config.crop, config.seed, config.data.in_memory, places)
+
+
+def places_of(config: TrainingConfig, frames: Frames) -> list[np.ndarray]:
+    """By class where it is, if samples are drawn by class. Found once, and kept in `config.out`."""
+    share = config.augmentation.class_uniform
+    if not share:
+        return []
+    places = kept_places(frames, min(config.crop), config.out / "class-places.npz")
+    if not places:
+        raise ValueError(f"class_uniform is {share}: no label map has any class")
+    return places
 
 
 def run(
@@ -169,6 +185,12 @@ def _write_weights(config: TrainingConfig, network: nn.Module, path: Path) -> No
         network.auxiliary = heads  # type: ignore[assignment]
 
 
+def _memory() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 class _Meter:
     """Times since the last report."""
 
@@ -198,7 +220,8 @@ class _Meter:
         passed = max(1e-9, time.monotonic() - self.begun)
         report = StepReport(
             done, self.config.steps, sum(course.losses) / len(course.losses),
-            learning_rate(self.config, done - 1), self.images / passed, self.waited / passed, course.mean_iou,
+            learning_rate(self.config, done - 1), self.images / passed, self.waited / passed,
+            _memory(), course.mean_iou,
         )  # fmt: skip
         course.losses.clear()
         self._start()

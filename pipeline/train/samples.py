@@ -54,13 +54,14 @@ class Frames:
         self.known = config.known()
         self._read_bytes: Callable[[Any], bytes] = read_bytes
         self.stored = config.root is not None and "://" in config.root
+        self._storage: Storage | None = None
         if config.root is None:
             assert config.images is not None
             assert config.labels is not None
             pairs = pair_with_labels(list_images([config.images]), config.labels, self.known, "image")
             self.frames = [Frame(image, labels, image.stem) for image, labels in pairs]
         elif self.stored:
-            storage = Storage(config.root)
+            self._storage = storage = Storage(config.root)
             self.frames = find_stored_frames(storage, self.known, split or config.split).whole()
             self._read_bytes = _Stored(storage)
         else:
@@ -68,6 +69,15 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def versions(self) -> list[tuple[str, int, int]]:
+        """Of each label map its file, size in bytes and time of its last change in nanoseconds."""
+        paths = [frame.labels for frame in self.frames]
+        if self._storage is not None:
+            known = self._storage.versions()
+            return [(path.as_posix(), *known[path.as_posix()]) for path in paths]
+        found = [path.stat() for path in paths]
+        return [(str(p), f.st_size, f.st_mtime_ns) for p, f in zip(paths, found, strict=True)]
 
     def labels(self, index: int) -> np.ndarray:
         """H x W uint8 class ids."""
@@ -186,21 +196,3 @@ def _batch(samples: list[Any]) -> Batch | Exception:
 def _alone(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-def class_places(frames: Frames, tile: int) -> list[np.ndarray]:
-    """By class that is there at all, where it is: rows of (image, y, x), int64, one for each `tile` x `tile`
-    window of each image that has the class, of its pixel nearest to the mean place of the class in it."""
-    found: list[list[tuple[int, int, int]]] = [[] for _ in frames.known.classes]
-    for index in range(len(frames)):
-        labels = frames.labels(index)
-        for top in range(0, labels.shape[0], tile):
-            for left in range(0, labels.shape[1], tile):
-                window = labels[top : top + tile, left : left + tile]
-                for class_id in np.unique(window):
-                    if class_id == frames.known.ignore_index:
-                        continue
-                    at = np.argwhere(window == class_id)
-                    y, x = at[((at - at.mean(0)) ** 2).sum(1).argmin()]
-                    found[class_id].append((index, top + int(y), left + int(x)))
-    return [np.array(places) for places in found if places]

@@ -79,15 +79,15 @@ def course_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-TIMES = {"images_per_second", "waiting"}
+MEASURED = {"images_per_second", "waiting", "memory"}
 
 
-def without_times(folder):
-    return [{name: v for name, v in line.items() if name not in TIMES} for line in course_of(folder)]
+def without_measured(folder):
+    return [{name: v for name, v in line.items() if name not in MEASURED} for line in course_of(folder)]
 
 
 def assert_equal(folder, reference):
-    assert without_times(folder) == without_times(reference)
+    assert without_measured(folder) == without_measured(reference)
     for name in ("weights.safetensors", "summary.json"):
         assert (folder / name).read_bytes() == (reference / name).read_bytes()
 

@@ -84,12 +84,12 @@ def run(root, tmp_path):
     return run
 
 
-TIMES = {"images_per_second", "waiting"}
+MEASURED = {"images_per_second", "waiting", "memory"}
 
 
 def metrics_of(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{name: v for name, v in json.loads(line).items() if name not in TIMES} for line in lines]
+    return [{name: v for name, v in json.loads(line).items() if name not in MEASURED} for line in lines]
 
 
 def test_a_run_leaves_its_course(run, tmp_path):
@@ -146,6 +146,16 @@ def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert run().exit_code == 0  # what is done stays
     assert (tmp_path / "run/summary.json").read_bytes() == (tmp_path / "whole/summary.json").read_bytes()
+
+
+def test_from_scratch_begins_afresh(run, tmp_path):
+    assert run("seed=1").exit_code == 0
+    assert "of another configuration" in one_line(run())
+    assert run(options=("--threads", "1", "--from-scratch")).exit_code == 0
+    assert run(f"out={tmp_path}/other").exit_code == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "other")
+    for name in ("weights.safetensors", "best.safetensors", "summary.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 def test_a_dry_run_prints_what_would_be_trained(run, root, tmp_path):

@@ -11,7 +11,8 @@ from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.pairs import FilesError
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import Augmentation, DataConfig
-from fullres.pipeline.train.samples import Frames, Samples, class_places
+from fullres.pipeline.train.places import class_places, kept_places
+from fullres.pipeline.train.samples import Frames, Samples
 from tests.pipeline.data.object_stores import BUCKETS
 
 COUNT = 7
@@ -133,6 +134,35 @@ def test_places_are_where_their_classes_are(root, places):
         assert len(rows) == len(windows)
 
 
+def test_places_are_found_once_and_again_where_label_maps_change(root, places, tmp_path, monkeypatch):
+    shutil.copytree(root, tmp_path / "root")
+    kept, reads = tmp_path / "run/class-places.npz", []
+
+    def found(tile=32):
+        reads.clear()
+        frames = Frames(config(tmp_path / "root"))
+        monkeypatch.setattr(frames, "labels", lambda i: reads.append(i) or Frames.labels(frames, i))
+        return kept_places(frames, tile, kept)
+
+    def assert_places(found):
+        assert [rows.tolist() for rows in found] == [rows.tolist() for rows in places]
+
+    assert_places(found())
+    assert len(reads) == COUNT
+    assert_places(found())
+    assert not reads
+    assert len(found(16)[0]) > len(places[0])
+    assert len(reads) == COUNT
+    found()
+    for damaged in (b"", b"no file", kept.read_bytes()[:-40]):
+        kept.write_bytes(damaged)
+        assert_places(found())
+        assert len(reads) == COUNT
+    write_png(tmp_path / "root/labels/train/3.png", np.full((60, 80), 7, np.uint8))
+    assert len(found()) <= len(places)
+    assert len(reads) == COUNT
+
+
 def test_classes_are_drawn_alike(root, places):
     """Rare ones as often as others; what is drawn is in the crop."""
     drawn = Samples(
@@ -161,6 +191,9 @@ def test_an_object_store_holds_the_same(root):
         for path in sorted(root.rglob("*.png")):
             storage.write(path.relative_to(root).as_posix(), path.read_bytes())
         stored = Samples(Frames(config(uri.format("data"))), HOW, (48, 64), 0)
+        versions = stored.frames.versions()
+        assert [name for name, *_ in versions] == [f"labels/train/{i}.png" for i in range(COUNT)]
+        assert [size for _, size, _ in versions] == [size for _, size, _ in Frames(config(root)).versions()]
         expected = [(images, labels) for images, labels, _ in listed(samples(root).batches(2, 0, 3, 0))]
         for workers in (0, 1):
             found = listed(stored.batches(2, 0, 3, workers))
