@@ -7,10 +7,12 @@ from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
 from fullres.jobs.bench.smp import smp
 from fullres.jobs.bench.targets import targets
+from fullres.jobs.bench.train import train
 
 app = typer.Typer(help="Side-by-side measurements, in one run.", no_args_is_help=True)
 app.command()(smp)
 app.command()(scaling)
 app.command()(sampling)
 app.command()(targets)
+app.command()(train)
 app.command()(parity)

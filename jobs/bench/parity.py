@@ -62,11 +62,7 @@ def parity(
     rows: list[dict[str, Any]] = []
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, ray_cluster(address, 2):
-        scenes = Path(name) / "scenes"
-        for seed in range(_SCENES):
-            image, labels = render_scene(seed, _CROP + 32, _CROP + 64)
-            write_png(scenes / f"images/{seed}.png", image)
-            write_png(scenes / f"labels/{seed}.png", labels)
+        scenes = write_scenes(Path(name), _CROP + 32, _CROP + 64)
         for network in networks.split(","):
             given = {
                 "model": {"name": network, "width": width}, "steps": steps, "learning_rate": learning_rate,
@@ -100,6 +96,16 @@ def parity(
     out_console = Console()
     out_console.width = max(out_console.width, 110)
     out_console.print(table)
+
+
+def write_scenes(folder: Path, height: int, width: int) -> Path:
+    """A folder data set of drawn scenes."""
+    scenes = folder / "scenes"
+    for seed in range(_SCENES):
+        image, labels = render_scene(seed, height, width)
+        write_png(scenes / f"images/{seed}.png", image)
+        write_png(scenes / f"labels/{seed}.png", labels)
+    return scenes
 
 
 def _difference(ours: list[float], reference: list[float]) -> float:

@@ -205,7 +205,7 @@ class _Meter:
         before = time.monotonic()
         batch = next(batches)
         self.waited += time.monotonic() - before
-        self.images += len(batch.files)
+        self.images += self.config.batch_size
         return batch
 
     @contextmanager
