@@ -138,10 +138,11 @@ def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
 
 
 def _check(config: TrainingConfig, workers: int, device: Device) -> None:
-    replicas = workers // config.parallel.split
+    replicas, split = workers // config.parallel.split, config.parallel.split
+    kind = "workers" if split == 1 else f"groups of {split} workers"
     if config.batch_size % (replicas * config.accumulation):
         raise ValueError(
-            f"batch_size is {config.batch_size}: no multiple of {replicas} workers with a part each"
+            f"batch_size is {config.batch_size}: no multiple of {replicas} {kind}"
             + (f" times accumulation {config.accumulation}" if config.accumulation > 1 else "")
         )
     there = places(device)

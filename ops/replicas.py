@@ -46,28 +46,55 @@ def divisor(count: Tensor, least: float = 1) -> Tensor:
     return total.clamp(min=least) / dist.get_world_size(group)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over the group of a tensor, whose gradient is the sum of the group's gradients."""
+class _Normalised(torch.autograd.Function):
+    """x N x C x H x W, normalised by the mean and variance of the whole group's, times weight, plus bias.
+
+    One exchange in each direction. Forward: of each process the count, mean and sum of squared deviations of
+    its part, which are joined without loss where the mean is far from 0 (Chan et al., "Updating Formulae",
+    1979). Backward: the sums that statistics depend on each pixel by. Gradients of weight and bias are those
+    of this process's part, as all parameters' are.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+        own = torch.cat([mean, variance, exact.new_tensor([x.numel() / x.shape[1]])])
+        parts = own.new_empty(dist.get_world_size(group), len(own))
+        dist.all_gather(list(parts), own, group=group)
+        counts, means, variances = parts[:, -1:], parts[:, : len(mean)], parts[:, len(mean) : -1]
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        y = F.batch_norm(exact, mean, variance, weight, bias, training=False, eps=eps).to(x.dtype)
         ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        exact, gradient = x.to(mean.dtype), gradient.to(mean.dtype)
+        of_bias = gradient.sum((0, 2, 3))
+        deviations = exact - mean[:, None, None]
+        of_weight = (gradient * deviations).sum((0, 2, 3)) * scale
+        both = torch.cat([of_bias, of_weight])
+        dist.all_reduce(both, group=ctx.group)
+        from_mean, from_scale = both.div_(count).chunk(2)
+        of_x = gradient - from_mean[:, None, None]
+        of_x.addcmul_(deviations, (from_scale * scale)[:, None, None], value=-1)
+        of_x *= (scale if weight is None else scale * weight)[:, None, None]
+        affine = weight is not None
+        return of_x.to(x.dtype), of_weight if affine else None, of_bias if affine else None, None, None
 
 
 class ReplicaBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose statistics in training are those of the whole group's batch, N x C x H x W in each
-    process, of any sizes. Mean and variance are taken one after the other, in fp32 at least: nothing is lost
-    where the mean is far from 0. Raises ValueError where the whole batch has one value a channel.
+    process, of any sizes, in fp32 at least. Raises ValueError where the whole batch has one value a channel.
 
     `copies`: as many processes of the group hold the same part of the batch; it counts once.
     """
@@ -82,20 +109,12 @@ class ReplicaBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = torch.cat([exact.sum((0, 2, 3)), exact.new_tensor([x.numel() / x.shape[1]])])
-        sums = _Sum.apply(sums, self.group)
-        count = sums[-1].detach()
+        y, mean, variance, count = _Normalised.apply(x, self.weight, self.bias, self.eps, self.group)
         distinct = count / self.copies
         if distinct.item() <= 1:
             raise ValueError(f"expected more than one value a channel in training, got {tuple(x.shape)}")
-        mean = (sums[:-1] / count)[:, None, None]
-        variance = _Sum.apply((exact - mean).square().sum((0, 2, 3)), self.group) / count
-        self._track(mean.detach().flatten(), variance.detach() * distinct / (distinct - 1))
-        normal = (exact - mean) * (variance + self.eps).rsqrt()[:, None, None]
-        if self.affine:
-            normal = normal * self.weight[:, None, None] + self.bias[:, None, None]
-        return normal.to(x.dtype)
+        self._track(mean, variance * distinct / (distinct - 1))
+        return y
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
