@@ -45,7 +45,8 @@ class Engine(Protocol):
         ...
 
     def network(self) -> nn.Module:
-        """One with all weights as they are now, for labelling images and for saving."""
+        """One with all weights as they are now, for labelling images and for saving. Called by all, as are
+        the others."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -114,9 +114,9 @@ def run(
     first, course = 0, checkpoint.Course()
     if (before := checkpoint_of(config)) is not None:
         first, course = checkpoint.load(before, config, engine.load_state)
-    leads = engine.rank == 0
+    leads, network = engine.rank == 0, engine.network()
     if leads:
-        checkpoint.check_space(config, engine.network())
+        checkpoint.check_space(config, network)
     records = Records(config.out, first) if leads else None
     meter = _Meter(config)
     batches = samples.batches(

@@ -104,11 +104,11 @@ def assert_close(folder, reference):
 
 def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
     """Phases drawn of every split, a scored split, clipped gradients. Two workers share the phases, and the
-    optimizer's state."""
+    parameters."""
     scored = ("data.validation=val", f"evaluate_every={STEPS}")
     changes = ("phases=[1, 1, 2, 4]", "gradient_clipping=1.0", *scored)
     for out, workers, layout in (
-        ("plain", None, ()), ("one", 1, ()), ("two", 2, ("parallel.split=2", "parallel.zero=1")),
+        ("plain", None, ()), ("one", 1, ()), ("two", 2, ("parallel.split=2", "parallel.zero=3")),
     ):  # fmt: skip
         result = train(out, workers, *changes, *layout)
         assert result.exit_code == 0, result.output
