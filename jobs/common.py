@@ -110,11 +110,24 @@ def parse_workers(text: str) -> int | None:
     return int(text)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width, of `--size`."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or min(int(match[1]), int(match[2])) < 1:
+        fail(f"--size is '{text}': width x height in pixels, e.g. 2048x1024")
+    return int(match[2]), int(match[1])
+
+
+def check_model(name: str) -> None:
+    """End the job where the catalogue has no such network."""
+    if name not in CATALOGUE:
+        fail(f"--model is '{name}': one of {', '.join(CATALOGUE)}")
+
+
 def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn.Module, Dataset, Path]:
     """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS
     lists."""
-    if model not in CATALOGUE:
-        fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
+    check_model(model)
     if weights is None:
         weights = shipped_weights(model)
         if not weights.exists():

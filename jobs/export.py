@@ -1,13 +1,11 @@
 """`fullres export RUN --out FILE`: a trained network for elsewhere, as weights or as a graph."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fullres.jobs.common import check_writable, clear_errors, fail
-from fullres.models.catalogue import CATALOGUE
+from fullres.jobs.common import check_model, check_writable, clear_errors, fail, parse_size
 from fullres.pipeline.export import GRAPHS, LEAST_SIDE, WEIGHTS, export_graph, export_weights, trained_network
 
 
@@ -40,9 +38,9 @@ def export(
         fail(f"--backbone: an encoder's weights are {' or '.join(WEIGHTS)}; --out is '{out}', a graph")
     if size is not None and not graph:
         fail(f"--size is '{size}': only graphs ({', '.join(GRAPHS)}) have one; --out is '{out}'")
-    if model is not None and model not in CATALOGUE:
-        fail(f"--model is '{model}': one of {', '.join(CATALOGUE)}")
-    height_width = None if size is None else _size(size)
+    if model is not None:
+        check_model(model)
+    height_width = None if size is None else parse_size(size)
     with clear_errors():
         check_writable(out)
         network, info = trained_network(run, model)
@@ -52,11 +50,3 @@ def export(
         else:
             export_weights(network, info, out, backbone)
     print(out)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Height and width."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(match[1]), int(match[2])) < 1:
-        fail(f"--size is '{text}': width x height in pixels, e.g. 2048x1024")
-    return int(match[2]), int(match[1])

@@ -1,7 +1,6 @@
 """`fullres models`: the networks that `--model` names, with what they cost."""
 
 import json
-import re
 from typing import Annotated, Any
 
 import torch
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fullres.jobs.common import console, fail
+from fullres.jobs.common import console, parse_size
 from fullres.models.catalogue import CATALOGUE, Entry, build, parameter_count
 from fullres.models.count import count_macs
 from fullres.models.full_resolution.split_merge import HasFullResolution
@@ -28,10 +27,7 @@ def models(
 
     Of SMP the multiply-adds are those of the whole tree, every pixel's class.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match or min(int(match[1]), int(match[2])) < 1:
-        fail(f"--size is '{size}': width x height in pixels, e.g. 2048x1024")
-    width, height = int(match[1]), int(match[2])
+    height, width = parse_size(size)
     entries = track(CATALOGUE.values(), "counting", console=console, transient=True)
     rows = [_figures(entry, classes, height, width) for entry in entries]
     if as_json:
