@@ -19,7 +19,7 @@ from fullres.cluster.zero import fill_state, read_state, whole_weights
 from fullres.models.catalogue import CATALOGUE
 from fullres.ops.replicas import shared
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import begin_part, check_loss
+from fullres.pipeline.train.engine import begin_part, check_loss, part_of
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -47,11 +47,11 @@ class DeepSpeedEngine:
     @cached_property
     def _engine(self) -> Any:
         """Made when it is needed: the weights of a checkpoint come before."""
-        deepspeed = _deepspeed(self.device)
+        deepspeed = deepspeed_on(self.device)
         self.optimizer = optimizer_for(self.config, self._objective.network)
         engine, *_ = deepspeed.initialize(
             model=self._objective.to(self.device), optimizer=self.optimizer,
-            config=_settings(self.config, self.ranks, self.replicas), dist_init_required=False,
+            config=settings_of(self.config, self.ranks, self.replicas), dist_init_required=False,
         )  # fmt: skip
         if self.config.parallel.zero == 0:
             # Not before: it fails. With ZeRO parameters are parts of one flat tensor, and stay as they are.
@@ -75,7 +75,8 @@ class DeepSpeedEngine:
         set_learning_rate(self.optimizer, rate)
         parts, total = self.config.accumulation, torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(parts):
-            loss = engine(*begin_part(self.config, number, index, batch, self.device))
+            begin_part(self.config, number, index)
+            loss = engine(*part_of(self.config, index, batch, self.device))
             total += loss.detach() / parts
             engine.backward(loss)
             if index + 1 == parts:
@@ -110,7 +111,7 @@ class DeepSpeedEngine:
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _deepspeed(device: torch.device) -> Any:
+def deepspeed_on(device: torch.device) -> Any:
     """DeepSpeed asks the environment which accelerator there is when it is imported, and would compile a
     library for shared memory on CPUs, which takes minutes and a compiler."""
     os.environ["DS_ACCELERATOR"] = device.type
@@ -122,7 +123,7 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _settings(config: TrainingConfig, ranks: int, replicas: int) -> dict[str, Any]:
+def settings_of(config: TrainingConfig, ranks: int, replicas: int) -> dict[str, Any]:
     part = config.batch_size // replicas // config.accumulation
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     zero: dict[str, Any] = {"stage": config.parallel.zero}

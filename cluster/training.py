@@ -22,6 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from fullres.cluster.connection import first_line
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
+from fullres.cluster.pipeline_engine import PipelineEngine
 from fullres.cluster.workers import Device, cluster_device, places
 from fullres.ops.errors import FullresError
 from fullres.pipeline.train.config import TrainingConfig
@@ -29,6 +30,7 @@ from fullres.pipeline.train.engine import objective_of
 from fullres.pipeline.train.loop import StepReport, checkpoint_of, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Frames
+from fullres.pipeline.train.stages import described
 
 # A training whose processes died so often without a checkpoint between is the cause, not the victim.
 _RETRIES = 3
@@ -91,6 +93,8 @@ def fit(
     config = config.model_copy(update={"parallel": layout})
     _check(config, count, device)
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
+    if layout.pipeline > 1:
+        described(config)
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
@@ -98,7 +102,13 @@ def fit(
     config = config.model_copy(update={"out": config.out.absolute()})
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "drop_head": drop_head, "board": board, "device": device},
+        train_loop_config={
+            "config": config,
+            "drop_head": drop_head,
+            "board": board,
+            "device": device,
+            "folder": Path.cwd(),
+        },
         scaling_config=ScalingConfig(
             num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
         ),
@@ -138,8 +148,9 @@ def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
 
 
 def _check(config: TrainingConfig, workers: int, device: Device) -> None:
-    replicas, split = workers // config.parallel.split, config.parallel.split
-    kind = "workers" if split == 1 else f"groups of {split} workers"
+    together = config.parallel.split * config.parallel.pipeline
+    replicas = workers // together
+    kind = "workers" if together == 1 else f"groups of {together} workers"
     if config.batch_size % (replicas * config.accumulation):
         raise ValueError(
             f"batch_size is {config.batch_size}: no multiple of {replicas} {kind}"
@@ -162,6 +173,8 @@ def _in_one_line(error: BaseException) -> str:
 def _work(settings: dict[str, Any]) -> None:
     """One process of a training."""
     config, board = settings["config"], settings["board"]
+    if settings["folder"].is_dir():  # Ray Train leaves it, and paths in the configuration may be relative
+        os.chdir(settings["folder"])
     torch.set_num_threads(1)
     device = torch.device(settings["device"])
     if device.type == "cuda":
@@ -175,8 +188,9 @@ def _work(settings: dict[str, Any]) -> None:
         return
     try:
         samples = samples_of(config)
-        objective = objective_of(config, samples.frames.known, weights, settings["drop_head"])
-        engine = DeepSpeedEngine(config, objective, device)
+        objective = objective_of(config, samples.frames.known, weights is not None, settings["drop_head"])
+        kind = PipelineEngine if config.parallel.pipeline > 1 else DeepSpeedEngine
+        engine = kind(config, objective, device)
 
         def report(report: StepReport) -> None:
             board.write.remote(report)

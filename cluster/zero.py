@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fullres.ops.replicas import Group
+
 # The tensors of the size of a parameter that an optimizer keeps of it.
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
@@ -32,13 +34,16 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
         return state | {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
 
 
-def read_state(optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[int, dict[str, Tensor]]:
-    """As "state" in a torch optimizer's state dict, in the memory of the host. After the first step."""
+def read_state(
+    optimizer: Any, parameters: Sequence[nn.Parameter], group: Group | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """As "state" in a torch optimizer's state dict, in the memory of the host. After the first step. `group`:
+    the processes that divide it, None for all."""
     inner, partitions = optimizer.optimizer, _partitions(optimizer)
     read = _read_third if _is_third(parameters[0]) else _read_part
     steps = {name: v.cpu() for kept in inner.state.values() for name, v in kept.items() if name == "step"}
     return {
-        index: steps | {name: read(inner, partitions, p, name).cpu() for name in _MOMENTS[type(inner)]}
+        index: steps | {name: read(inner, partitions, p, name, group).cpu() for name in _MOMENTS[type(inner)]}
         for index, p in enumerate(parameters)
     }
 
@@ -73,7 +78,11 @@ def _partitions(optimizer: Any) -> Sequence[Tensor]:
 
 
 def _read_part(
-    inner: torch.optim.Optimizer, partitions: Sequence[Tensor], parameter: Any, name: str
+    inner: torch.optim.Optimizer,
+    partitions: Sequence[Tensor],
+    parameter: Any,
+    name: str,
+    group: Group | None,
 ) -> Tensor:
     whole = partitions[0].new_zeros(parameter.numel())
     if (part := parameter._hp_mapping) is not None:
@@ -81,7 +90,7 @@ def _read_part(
         kept = inner.state[partitions[part.param_group_index]][name]
         whole.narrow(0, there.start, there.numel).copy_(kept.narrow(0, here.start, here.numel))
     whole = whole.to(parameter.device)
-    dist.all_reduce(whole)
+    dist.all_reduce(whole, group=group)
     return whole.view(parameter.shape)
 
 
@@ -98,7 +107,11 @@ def _fill_part(
 
 
 def _read_third(
-    inner: torch.optim.Optimizer, partitions: Sequence[Tensor], parameter: Any, name: str
+    inner: torch.optim.Optimizer,
+    partitions: Sequence[Tensor],
+    parameter: Any,
+    name: str,
+    group: Group | None,
 ) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 

@@ -22,6 +22,7 @@ from rich.progress import (
 
 from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
 from fullres.models.catalogue import build, parameter_count
+from fullres.models.stages.partition import Partition
 from fullres.pipeline.train.config import (
     Augmentation,
     DataConfig,
@@ -32,6 +33,7 @@ from fullres.pipeline.train.config import (
 )
 from fullres.pipeline.train.loop import StepReport, fit, forget
 from fullres.pipeline.train.samples import Frames
+from fullres.pipeline.train.stages import described
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation, "parallel": ParallelConfig,
@@ -169,7 +171,31 @@ def _describe(config: TrainingConfig, layout: ParallelConfig | None) -> None:
     )
     if layout is not None:
         phases = f", {layout.split} share the phases of each" if layout.split > 1 else ""
-        console.print(f"{layout.workers} workers: {layout.data} parts of every batch{phases}")
+        stages = f", {layout.pipeline} stages" if layout.pipeline > 1 else ""
+        console.print(f"{layout.workers} workers: {layout.data} parts of every batch{phases}{stages}")
+        if layout.pipeline > 1:
+            _describe_stages(described(config.model_copy(update={"parallel": layout})), config.accumulation)
+
+
+def _describe_stages(found: Partition, parts: int) -> None:
+    for stage in range(found.stages):
+        first, last = found.ends(stage)
+        said = (
+            f"stage {stage}: {first} to {last}, {found.parameters(stage) / 1e6:.2f}M parameters, "
+            f"{found.macs(stage) / 1e9:.2f} GMACs, {found.nbytes(stage) / 2**20:.1f} MiB of features, "
+            f"{found.cost[stage] / sum(found.cost):.0%} of the cost"
+        )
+        if stage + 1 < found.stages:
+            count = len(found.crossing[stage])
+            tensors = "a tensor" if count == 1 else f"{count} tensors"
+            said += f"; passes on {found.bytes_crossing(stage) / 2**20:.1f} MiB in {tensors}"
+        console.print(said, soft_wrap=True)
+    waiting = (found.stages - 1) / (parts + found.stages - 1)
+    console.print(
+        f"of one of {parts} parts of a replica's batch, on the way forward; gradients are as many bytes. "
+        f"Stages that take equally long wait for {waiting:.0%} of a step",
+        soft_wrap=True,
+    )
 
 
 @contextmanager

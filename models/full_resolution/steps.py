@@ -176,9 +176,9 @@ class Pointwise(nn.Module):
             return known[id(part)]
 
         result = value(self.root)
-        memory = result.untyped_storage().data_ptr()
+        memory = result.untyped_storage()._cdata
         # Who reads the result may overwrite it, and must not overwrite the input with it.
-        is_view = any(t.untyped_storage().data_ptr() == memory for t in tensors)
+        is_view = any(t.untyped_storage()._cdata == memory for t in tensors)
         return result.clone() if is_view else result
 
 

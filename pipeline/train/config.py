@@ -145,15 +145,19 @@ class Augmentation(Section):
 
 
 class ParallelConfig(Section):
-    """How the processes of a training on a cluster divide it; there are `data` times `split` of them.
+    """How the processes of a training on a cluster divide it; there are `data` times `split` times `pipeline`
+    of them.
 
     `data`: each computes another part of every batch. `split`: so many see the same part, and share the
-    phases that an SMP draws. `zero`: what each keeps a share of instead of all, DeepSpeed's ZeRO stage: 1 the
-    optimizer's state, 2 and gradients, 3 and parameters. `offload`: in the memory of the host.
+    phases that an SMP draws. `pipeline`: so many have a stage of the network each, through which the
+    `accumulation` parts of a batch follow each other; it is best many times higher. `zero`: what each keeps a
+    share of instead of all, DeepSpeed's ZeRO stage: 1 the optimizer's state, 2 and gradients, 3 and
+    parameters. `offload`: in the memory of the host.
     """
 
     data: int | None = Field(default=None, ge=1)
     split: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
     zero: Literal[0, 1, 2, 3] = 0
     offload: bool = False
 
@@ -161,21 +165,25 @@ class ParallelConfig(Section):
     def _possible(self) -> "ParallelConfig":
         if self.offload and not self.zero:
             raise ValueError("offload is true: needs zero, 1 to 3")
+        if self.pipeline > 1 and (self.split > 1 or self.zero > 1 or self.offload):
+            raise ValueError(f"pipeline is {self.pipeline}: with split 1, zero 0 or 1, and not with offload")
         return self
 
     def of(self, workers: int | None) -> "ParallelConfig":
         """With `data` as it is on so many workers; None: as it says. Raises ValueError where it does not
         multiply up to them."""
-        data = self.data or (1 if workers is None else max(1, workers // self.split))
-        if workers is not None and data * self.split != workers:
-            said = f"data {self.data} times split" if self.data else "a multiple of split"
-            raise ValueError(f"workers is {workers}: parallel asks for {said} {self.split}")
+        together = self.split * self.pipeline  # one of them is 1
+        data = self.data or (1 if workers is None else max(1, workers // together))
+        if workers is not None and data * together != workers:
+            said = f"data {self.data} times" if self.data else "a multiple of"
+            what = "pipeline" if self.pipeline > 1 else "split"
+            raise ValueError(f"workers is {workers}: parallel asks for {said} {what} {together}")
         return self.model_copy(update={"data": data})
 
     @property
     def workers(self) -> int | None:
         """None: a training in one process, by plain torch."""
-        return None if self == ParallelConfig() else (self.data or 1) * self.split
+        return None if self == ParallelConfig() else (self.data or 1) * self.split * self.pipeline
 
 
 class TrainingConfig(Section):
@@ -237,9 +245,11 @@ class TrainingConfig(Section):
             if "phases" not in options:
                 raise ValueError(f"parallel.split is {split}: only an SMP splits, not {self.model.name}")
             shares_of_phases(self.phases, split)
-            stride = CATALOGUE[self.model.name].output_stride
+        if CATALOGUE[self.model.name].splits and (split > 1 or self.parallel.pipeline > 1):
+            # All split batches of a level are of one size then.
+            stride, name = CATALOGUE[self.model.name].output_stride, "split" if split > 1 else "pipeline"
             if any(side % stride for side in self.crop):
-                raise ValueError(f"crop is {self.crop}: with parallel.split multiples of {stride}")
+                raise ValueError(f"crop is {self.crop}: with parallel.{name} multiples of {stride}")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation is {self.accumulation}: batch_size, {self.batch_size}, is no multiple of it"

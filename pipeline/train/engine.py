@@ -5,7 +5,6 @@ around it (`loop.py`) does not know how many processes there are.
 """
 
 import math
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,12 +57,12 @@ class Engine(Protocol):
 
 
 def objective_of(
-    config: TrainingConfig, known: Dataset, weights: Path | None, drop_head: bool
+    config: TrainingConfig, known: Dataset, is_filled: bool, drop_head: bool = False
 ) -> SegmentationLoss:
-    """The network as it starts, with what trains it, in training mode on the CPU. `weights`: a checkpoint
-    holds all of them, and the files of the start may be gone. Raises as `initial_network`."""
+    """The network as it starts, with what trains it, in training mode on the CPU. `is_filled`: weights come
+    from elsewhere, a checkpoint, and the files of the start may be gone. Raises as `initial_network`."""
     start = config.model
-    if weights is not None:
+    if is_filled:
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     torch.manual_seed(config.seed)
     network = initial_network(start, len(known.classes), drop_head)
@@ -75,15 +74,15 @@ def objective_of(
     return SegmentationLoss(network, known.ignore_index, checkpointed=by_block)
 
 
-def begin_part(
-    config: TrainingConfig, number: int, index: int, batch: Batch, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Images, normalised, and labels of a part of a step's batch, as an objective takes them.
-
-    Sets torch's generator: a step's phases and lattices are those of all its parts, as of a batch that is in
-    one; dropout has a pattern in each."""
+def begin_part(config: TrainingConfig, number: int, index: int) -> None:
+    """Set torch's generator for a part of a step's batch: a step's phases and lattices are those of all its
+    parts, as of a batch that is in one; dropout has a pattern in each."""
     once = bool(CATALOGUE[config.model.name].training_options)
     torch.manual_seed((config.seed * 1_000_003 + number) * 1009 + (0 if once else index))
+
+
+def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images, normalised, and labels of a part of a step's batch, as an objective takes them."""
     part = batch.part(index, config.accumulation)
     return normalise(part.images.to(device), torch.float32), part.labels.to(device).long()
 
@@ -112,7 +111,8 @@ class PlainEngine:
         self.optimizer.zero_grad()
         parts, total = self.config.accumulation, 0.0
         for index in range(parts):
-            images, labels = begin_part(self.config, number, index, batch, self.device)
+            begin_part(self.config, number, index)
+            images, labels = part_of(self.config, index, batch, self.device)
             bf16 = self.config.precision == "bf16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 loss = self.objective(images, labels) / parts

@@ -61,7 +61,7 @@ def fit(
     """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`."""
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     samples = samples_of(config)
-    objective = objective_of(config, samples.frames.known, checkpoint_of(config), drop_head)
+    objective = objective_of(config, samples.frames.known, checkpoint_of(config) is not None, drop_head)
     return run(config, samples, PlainEngine(config, objective, device), progress)
 
 

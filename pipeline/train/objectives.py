@@ -57,6 +57,10 @@ class SegmentationLoss(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
             output = self.network(images)
+        return self.of(output, labels)
+
+    def of(self, output: Output, labels: Tensor) -> Tensor:
+        """What the network returned, to the scalar."""
         with counted_over(self.group):
             return objective(output, labels, self.ignore_index, self.align_corners, self.loss)
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
+from fullres.cluster.pipeline_engine import PipelineEngine
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.train.config import TrainingConfig, extended
 from fullres.pipeline.train.engine import objective_of
@@ -52,7 +53,7 @@ def part_of(batch, config, replica, replicas):
 
 def trained(engine_of, config, first, last, state=None):
     """Losses of steps first to last - 1, and the engine's state behind them."""
-    objective = objective_of(config, folder(CLASSES), None, False)
+    objective = objective_of(config, folder(CLASSES), is_filled=False)
     engine = engine_of(config, objective, torch.device("cpu"))
     if state is not None:
         engine.load_state(deepcopy(state))  # torch goes on in the same tensors
@@ -69,10 +70,12 @@ def trained(engine_of, config, first, last, state=None):
 def main(folder, rank, ranks):
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(seconds=300), ranks, rank)
     os.environ["LOCAL_RANK"] = str(rank)
-    results = [
-        trained(DeepSpeedEngine, config_of(changes), first, last, state)
-        for changes, first, last, state in torch.load(folder / "cases.pt", weights_only=False)
-    ]
+    results = []
+    for changes, first, last, state in torch.load(folder / "cases.pt", weights_only=False):
+        config = config_of(changes)
+        config = config.model_copy(update={"parallel": config.parallel.of(ranks)})
+        engine = PipelineEngine if config.parallel.pipeline > 1 else DeepSpeedEngine
+        results.append(trained(engine, config, first, last, state))
     if rank == 0:
         torch.save(results, folder / "results.pt")
     dist.barrier()

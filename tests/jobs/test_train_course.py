@@ -197,7 +197,9 @@ def test_a_layout_is_told_before_it_runs(run):
     result = run(*shared, "parallel.zero=2", options=("--dry-run", "--workers", "4"))
     assert result.exit_code == 0, result.output
     assert "4 workers: 2 parts of every batch, 2 share the phases of each" in result.stderr
-    assert tomllib.loads(result.stdout)["parallel"] == {"split": 2, "zero": 2, "offload": False}
+    assert tomllib.loads(result.stdout)["parallel"] == {
+        "split": 2, "pipeline": 1, "zero": 2, "offload": False,
+    }  # fmt: skip
     result = run(*shared, options=("--dry-run",))
     assert "2 workers: 1 parts of every batch, 2 share" in result.stderr
 
@@ -211,6 +213,20 @@ def test_a_layout_is_told_before_it_runs(run):
         (
             ["parallel.split=2", "phases=[2, 1, 1, 1]", "crop=[64, 80]"], (),
             "crop is (64, 80): with parallel.split multiples of 32",
+        ),
+        (["parallel.pipeline=2", "crop=[64, 80]"], (), "with parallel.pipeline multiples of 32"),
+        (["parallel.pipeline=2", "parallel.zero=2"], (), "parallel.pipeline is 2: with split 1, zero 0 or 1"),
+        (
+            ["parallel.pipeline=99"], ("--dry-run",),
+            "parallel.pipeline is 99: the network has 21 stages at most",
+        ),
+        (
+            ["parallel.pipeline=2", "model.freeze=['backbone']"], ("--dry-run",),
+            "parallel.pipeline is 2: stage 0 has nothing to train with model.freeze ['backbone']",
+        ),
+        (
+            ["parallel.pipeline=2", "parallel.data=2"], ("--workers", "3"),
+            "workers is 3: parallel asks for data 2 times pipeline 2",
         ),
         (["parallel.offload=true"], (), "parallel.offload is true: needs zero, 1 to 3"),
         (["parallel.zero=4"], (), "parallel.zero = 4: Input should be 0, 1, 2 or 3"),

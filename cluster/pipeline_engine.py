@@ -1,0 +1,169 @@
+"""A training's engine on DeepSpeed's pipeline: each process has a stage of the network, and the parts of a
+batch (`accumulation`) follow each other through them.
+
+Processes of one stage follow each other by rank, each a replica with its part of every batch. Batch norm sees
+each of the `accumulation` parts by itself, over a stage's replicas, as it does in plain torch.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from copy import deepcopy
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fullres.cluster.deepspeed_engine import deepspeed_on, settings_of
+from fullres.cluster.zero import fill_state, read_state
+from fullres.models.checkpointing import recomputed
+from fullres.models.stages.stage import Stage
+from fullres.ops.replicas import shared
+from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.engine import begin_part, check_loss, part_of
+from fullres.pipeline.train.objectives import SegmentationLoss
+from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
+from fullres.pipeline.train.samples import Batch
+from fullres.pipeline.train.stages import stages_of
+
+
+class _Parts(nn.Module):
+    """A stage as DeepSpeed runs it: one part of a step after the other."""
+
+    def __init__(self, config: TrainingConfig, stage: Stage) -> None:
+        super().__init__()
+        self.config, self.stage = config, stage
+        self.step = self.part = 0
+        self.fillers = nn.ParameterList()
+
+    def forward(self, x: Tensor) -> Any:
+        step, part = self.step, self.part
+        self.part += 1
+
+        def run(x: Tensor) -> Any:
+            begin_part(self.config, step, part)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                return self.stage(x)
+
+        return recomputed(self.stage, run, x) if self.config.activation_checkpointing else run(x)
+
+    def train(self, mode: bool = True) -> "_Parts":
+        return self  # some of the network's batch norms may be frozen
+
+
+class PipelineEngine:
+    """See `pipeline.train.engine.Engine`."""
+
+    def __init__(self, config: TrainingConfig, objective: SegmentationLoss, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.stages = config.parallel.pipeline
+        self.replicas = self.ranks // self.stages
+        self.index, self.replica = divmod(self.rank, self.replicas)
+        ranks = np.arange(self.ranks).reshape(self.stages, self.replicas).tolist()
+        self._group = [dist.new_group(of_stage) for of_stage in ranks][self.index]
+        self._plain = deepcopy(objective.network)
+        self._objective = objective.to(device)
+        if self.replicas > 1:
+            objective.group = self._group
+            shared(objective.network, self._group)
+        partition = stages_of(config, objective.network, device)
+        self._parts = _Parts(config, Stage(objective.network, partition, self.index))
+
+    @cached_property
+    def _engine(self) -> Any:
+        """Made when it is needed: the weights of a checkpoint come before."""
+        deepspeed = deepspeed_on(self.device)
+        others = [deepspeed.pipe.LayerSpec(nn.Identity)] * (self.stages - 1)
+        layers = [*others[: self.index], self._parts, *others[self.index :]]
+        settings = settings_of(self.config, self.replicas, self.replicas)
+        settings.pop("torch_autocast", None)  # it would not reach the loss
+        settings["zero_optimization"]["stage"] = 1  # 0 clips by the gradients of one stage alone
+        self.optimizer = self._optimizer()
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            module = deepspeed.pipe.PipelineModule(
+                layers, self.stages, loss_fn=self._loss, partition_method="uniform"
+            )
+            engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
+            )
+        return engine
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """With as many groups in all stages, as DeepSpeed sums the norm of gradients group by group: one that
+        this stage has no parameters for has a number that nothing reads."""
+        optimizer = optimizer_for(self.config, self._objective.network)
+        kinds = [(group["share"], group["weight_decay"]) for group in optimizer.param_groups]
+        for group in optimizer_for(self.config, self._plain).param_groups:
+            if (group["share"], group["weight_decay"]) not in kinds:
+                self._parts.fillers.append(nn.Parameter(torch.zeros(1, device=self.device)))
+                optimizer.add_param_group({**group, "params": [self._parts.fillers[-1]]})
+        return optimizer
+
+    def _loss(self, output: Any, labels: Tensor) -> Tensor:
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self._objective.of(output, labels)
+
+    def step(self, number: int, batch: Batch, rate: float) -> float:
+        engine = self._engine
+        set_learning_rate(self.optimizer, rate)
+        self._parts.step, self._parts.part = number, 0
+        loss = engine.train_batch(self._read(batch)).item()
+        check_loss(self.config, number, loss, batch)
+        return loss
+
+    def _read(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(self.config.accumulation):
+            yield part_of(self.config, index, batch, self.device)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        sums = torch.from_numpy(values).to(self.device)
+        dist.all_reduce(sums)
+        return sums.cpu().numpy()
+
+    def network(self) -> nn.Module:
+        self._plain.load_state_dict(self._weights())
+        return self._plain
+
+    def state(self) -> dict[str, Any]:
+        own, parameters = self._trained()
+        moments = read_state(self._engine.optimizer, parameters, self._group)
+        every = self._joined({name: moments[i] for i, name in enumerate(own)})
+        plain = optimizer_for(self.config, self._plain)
+        state = {i: every[name] for i, name in enumerate(self._order())}
+        return {"network": self._weights(), "optimizer": plain.state_dict() | {"state": state}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._plain.load_state_dict(state["network"])
+        for name, tensor in self._objective.network.state_dict().items():
+            tensor.copy_(state["network"][name])
+        moments = dict(zip(self._order(), state["optimizer"]["state"].values(), strict=True))
+        own, parameters = self._trained()
+        fill_state(self._engine.optimizer, parameters, {i: moments[name] for i, name in enumerate(own)})
+
+    def _order(self) -> list[str]:
+        """Names of all parameters that are trained, as plain torch's optimizer counts them."""
+        names = {id(p): name for name, p in self._plain.named_parameters()}
+        groups = optimizer_for(self.config, self._plain).param_groups
+        return [names[id(p)] for group in groups for p in group["params"]]
+
+    def _trained(self) -> tuple[list[str], list[nn.Parameter]]:
+        """Those of this stage, in the order of its optimizer's groups."""
+        own = dict(self._objective.network.named_parameters())
+        names = [name for name in self._order() if name in own]
+        return names, [own[name] for name in names]
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = {name: tensor.cpu() for name, tensor in self._objective.network.state_dict().items()}
+        every = self._joined(own)
+        return {name: every.get(name, tensor) for name, tensor in self._plain.state_dict().items()}
+
+    def _joined(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Of all stages what their first replicas give."""
+        given: list[Any] = [None] * self.ranks
+        dist.all_gather_object(given, own if self.replica == 0 else {})
+        return {name: value for of_rank in given for name, value in of_rank.items()}
