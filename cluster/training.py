@@ -26,7 +26,7 @@ from fullres.cluster.workers import Device, cluster_device, places
 from fullres.ops.errors import FullresError
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, checkpoint_of, places_of, run, samples_of
+from fullres.pipeline.train.loop import StepReport, begun, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Frames
 
@@ -45,7 +45,8 @@ class TrainingError(FullresError):
 
 
 class _Board:
-    """What the driver reads. `starts`: of each checkpoint that processes went on from, how often."""
+    """What the driver reads. `starts`: of each checkpoint that processes went on from, by its steps done, how
+    often."""
 
     def __init__(self) -> None:
         self.report: StepReport | None = None
@@ -66,10 +67,10 @@ class _Board:
         """What a process died of, if it can say so."""
         self.last = f", the last of: {why}"
 
-    def begin(self, checkpoint: int) -> None:
+    def begin(self, done: int) -> None:
         """Fails where processes began too often after one checkpoint."""
-        self.starts[checkpoint] = self.starts.get(checkpoint, 0) + 1
-        if self.starts[checkpoint] > _RETRIES + 1:
+        self.starts[done] = self.starts.get(done, 0) + 1
+        if self.starts[done] > _RETRIES + 1:
             self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
 
 
@@ -166,16 +167,15 @@ def _work(settings: dict[str, Any]) -> None:
     device = torch.device(settings["device"])
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    weights = checkpoint_of(config)
+    done = begun(config)
     if dist.get_rank() == 0:
-        version = weights.stat().st_mtime_ns if weights is not None else 0
-        ray.get(board.begin.remote(version))
+        ray.get(board.begin.remote(done))
     dist.barrier()
     if ray.get(board.told.remote())[1] is not None:
         return
     try:
         samples = samples_of(config)
-        objective = objective_of(config, samples.frames.known, weights, settings["drop_head"])
+        objective = objective_of(config, samples.frames.known, done > 0, settings["drop_head"])
         engine = DeepSpeedEngine(config, objective, device)
 
         def report(report: StepReport) -> None:

@@ -187,9 +187,10 @@ class TrainingConfig(Section):
     backbone is so many times higher. `decay_norms`: whether weight decay is for batch norm and biases too.
     `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
-    `report_every`: steps whose mean loss is a line of the metrics. `evaluate_every`: steps after which the
-    validation split is scored. `activation_checkpointing`: keep what blocks of the network read alone, and
-    compute them once more for the gradients.
+    `report_every`: steps whose mean loss is a line of the metrics. `checkpoint_every`: steps after which a
+    checkpoint is written; the last `keep_checkpoints` stay, and that of the best evaluation.
+    `evaluate_every`: steps after which the validation split is scored. `activation_checkpointing`: keep what
+    blocks of the network read alone, and compute them once more for the gradients.
     """
 
     model: ModelConfig
@@ -217,6 +218,7 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = False
     report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
     evaluate_every: int | None = Field(default=None, gt=0)
     save_as: Literal["fp32", "fp16"] = "fp32"
 
@@ -258,8 +260,8 @@ class TrainingConfig(Section):
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""
         free = {
-            "out", "report_every", "checkpoint_every", "evaluate_every", "save_as", "data", "parallel",
-            "activation_checkpointing",
+            "out", "report_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "save_as",
+            "data", "parallel", "activation_checkpointing",
         }  # fmt: skip
         data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
         return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)

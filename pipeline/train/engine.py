@@ -5,7 +5,6 @@ around it (`loop.py`) does not know how many processes there are.
 """
 
 import math
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,13 +56,11 @@ class Engine(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-def objective_of(
-    config: TrainingConfig, known: Dataset, weights: Path | None, drop_head: bool
-) -> SegmentationLoss:
-    """The network as it starts, with what trains it, in training mode on the CPU. `weights`: a checkpoint
-    holds all of them, and the files of the start may be gone. Raises as `initial_network`."""
+def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head: bool) -> SegmentationLoss:
+    """The network as it starts, with what trains it, in training mode on the CPU. `begun`: a checkpoint
+    holds all weights, and the files of the start may be gone. Raises as `initial_network`."""
     start = config.model
-    if weights is not None:
+    if begun:
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     torch.manual_seed(config.seed)
     network = initial_network(start, len(known.classes), drop_head)

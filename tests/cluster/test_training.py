@@ -134,13 +134,18 @@ def workers_of_training():
     return [p.pid for p in every if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
 
+def checkpoints(folder):
+    """Without those that are being written."""
+    return set(folder.glob("checkpoints/step-*.pt"))
+
+
 def test_a_killed_worker_changes_nothing(train, tmp_path):
     assert train("undisturbed", 2).exit_code == 0
     killed = []
 
     def kill():
         deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not (tmp_path / "killed/checkpoint.pt").exists():
+        while time.monotonic() < deadline and not checkpoints(tmp_path / "killed"):
             time.sleep(0.01)
         killed.extend(workers_of_training()[:1])
         os.kill(killed[0], signal.SIGKILL)
@@ -162,26 +167,27 @@ def test_another_number_of_workers_goes_on(train, tmp_path):
     before = None
     for out, workers in (("two", 2), ("one", 1), ("none", None)):
         if before is not None:
-            (tmp_path / out).mkdir()
-            shutil.copy(before, tmp_path / out / "checkpoint.pt")
-        with first_checkpoint(tmp_path / out, tmp_path / f"{out}.pt") as before:
+            (tmp_path / out / "checkpoints").mkdir(parents=True)
+            shutil.copy(before, tmp_path / out / "checkpoints")
+        with first_checkpoint(tmp_path / out, tmp_path / f"{out}-first") as copy:
             assert train(out, workers).exit_code == 0
         if workers is not None:
+            (before,) = copy.iterdir()
             assert torch.load(before, weights_only=True)["step"] < STEPS
     assert_close(tmp_path / "none", tmp_path / "plain")
 
 
 @contextmanager
 def first_checkpoint(folder, copy):
-    """The first one that is written into a folder from now on."""
-    path = folder / "checkpoint.pt"
-    begun = path.stat().st_ino if path.exists() else None
+    """A folder with the first one that is written into another from now on."""
+    copy.mkdir()
+    before = checkpoints(folder)
     ended = threading.Event()
 
     def wait():
         while not ended.wait(0.002):
-            if path.exists() and path.stat().st_ino != begun:
-                os.link(path, copy)  # checkpoints are replaced, not written over
+            if new := checkpoints(folder) - before:
+                os.link(min(new), copy / min(new).name)  # checkpoints are removed, not written over
                 return
 
     thread = threading.Thread(target=wait)
