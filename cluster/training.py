@@ -8,7 +8,6 @@ what ended the training: Ray Train by itself would start again after a mistake i
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -24,6 +23,8 @@ from fullres.cluster.connection import first_line
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
 from fullres.cluster.workers import Device, cluster_device, places
 from fullres.ops.errors import FullresError
+from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.train.checkpoint import WEIGHTS
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
 from fullres.pipeline.train.loop import StepReport, begun, places_of, run, samples_of
@@ -79,10 +80,10 @@ def fit(
     workers: int | None,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
-) -> Path:
+) -> str:
     """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU, or None: as many as
-    `config.parallel` says; returns the weights' path. As `pipeline.train.loop.run`, whose files all processes
-    must reach.
+    `config.parallel` says; returns where the weights are. As `pipeline.train.loop.run`, whose files all
+    processes must reach.
 
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
@@ -96,7 +97,8 @@ def fit(
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
-    config = config.model_copy(update={"out": config.out.absolute()})
+    out = Storage(config.out)
+    config = config.model_copy(update={"out": out.anywhere})
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": config, "drop_head": drop_head, "board": board, "device": device},
@@ -104,7 +106,10 @@ def fit(
             num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=-1)
+            name="ray",
+            storage_path=out.path,
+            storage_filesystem=out.files,
+            failure_config=FailureConfig(max_failures=-1),
         ),
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
     )
@@ -127,7 +132,7 @@ def fit(
         raise TrainingError(failure)
     if ended and ended[0] is not None:
         raise TrainingError(_in_one_line(ended[0])) from ended[0]
-    return config.out / "weights.safetensors"
+    return out.locate(WEIGHTS)
 
 
 def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:

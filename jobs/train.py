@@ -148,7 +148,7 @@ def train(
 
 def _on_workers(
     config: TrainingConfig, workers: int | None, address: str | None, show: Any, drop_head: bool
-) -> Path:
+) -> str:
     # Ray and DeepSpeed are imported where they are needed: they take seconds.
     from fullres.cluster import training
     from fullres.cluster.connection import ray_cluster

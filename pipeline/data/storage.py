@@ -34,8 +34,12 @@ class Storage:
         self.is_local = isinstance(self.files, fs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process may be in another folder: it gets the absolute path.
-        return Storage, ((self.path or "/") if self.is_local else self.location,)
+        return Storage, (self.anywhere,)
+
+    @property
+    def anywhere(self) -> str:
+        """The location for processes that may be in other folders: absolute."""
+        return (self.path or "/") if self.is_local else self.location
 
     def names(self, folder: str = "") -> list[str]:
         """All files below a folder, sorted; hidden ones (".name") are left out. A missing folder is empty."""

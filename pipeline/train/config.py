@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fullres.models.catalogue import CATALOGUE, Loss
 from fullres.ops.pooling import shares_of_phases
@@ -181,6 +181,7 @@ class ParallelConfig(Section):
 class TrainingConfig(Section):
     """The values of "Split-Merge Pooling", Sec. 4.2, by default.
 
+    `out`: what the training leaves goes there, a local folder or one in an object store, as `Storage` takes.
     `batch_size`: samples of a step, computed `accumulation` parts after each other. `phases`: split batches
     kept of each of the network's splits (SMP only). `loss_stride`: interpolate on a random lattice of this
     stride (FCN32s and FCN8s only). "sgd" has a momentum of 0.9. `head_rate`: the learning rate of all but the
@@ -197,7 +198,7 @@ class TrainingConfig(Section):
     data: DataConfig
     augmentation: Augmentation = Augmentation()
     parallel: ParallelConfig = ParallelConfig()
-    out: Path
+    out: str
     steps: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=10, gt=0)
@@ -221,6 +222,11 @@ class TrainingConfig(Section):
     keep_checkpoints: int = Field(default=2, gt=0)
     evaluate_every: int | None = Field(default=None, gt=0)
     save_as: Literal["fp32", "fp16"] = "fp32"
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _location(cls, out: Any) -> Any:
+        return str(out) if isinstance(out, Path) else out
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainingConfig":

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,22 +52,23 @@ def fit(
     device: torch.device,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
-) -> Path:
+) -> str:
     """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`."""
+    done = begun(config)
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     samples = samples_of(config)
-    objective = objective_of(config, samples.frames.known, begun(config) > 0, drop_head)
+    objective = objective_of(config, samples.frames.known, done > 0, drop_head)
     return run(config, samples, PlainEngine(config, objective, device), progress)
 
 
 def begun(config: TrainingConfig) -> int:
     """The steps done of the checkpoint that a run goes on from; 0: there is none."""
-    return max(checkpoint.saved(Storage(str(config.out))), default=0)
+    return max(checkpoint.saved(Storage(config.out)), default=0)
 
 
 def forget(config: TrainingConfig) -> None:
     """Begin afresh: `run` goes on from no checkpoint, and leaves nothing of the training before."""
-    checkpoint.forget(Storage(str(config.out)))
+    checkpoint.forget(Storage(config.out))
 
 
 def samples_of(config: TrainingConfig) -> Samples:
@@ -83,7 +83,7 @@ def places_of(config: TrainingConfig, frames: Frames) -> list[np.ndarray]:
     share = config.augmentation.class_uniform
     if not share:
         return []
-    places = kept_places(frames, min(config.crop), config.out / "class-places.npz")
+    places = kept_places(frames, min(config.crop), Storage(config.out))
     if not places:
         raise ValueError(f"class_uniform is {share}: no label map has any class")
     return places
@@ -94,8 +94,8 @@ def run(
     samples: Samples,
     engine: Engine,
     progress: Callable[[StepReport], None] = lambda report: None,
-) -> Path:
-    """All steps, from the last checkpoint in `config.out` if there is one; returns the weights' path.
+) -> str:
+    """All steps, from the last checkpoint in `config.out` if there is one; returns where the weights are.
 
     Writes into that folder now and then a checkpoint, `metrics.jsonl` and TensorBoard's files,
     `best.safetensors` with the checkpoint of an evaluation that has a higher mean IoU than those before, and
@@ -106,7 +106,7 @@ def run(
     OSError if it can't write there, and what reading data raises.
     """
     validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
-    out, first, course = Storage(str(config.out)), begun(config), checkpoint.Course()
+    out, first, course = Storage(config.out), begun(config), checkpoint.Course()
     if first:
         course = checkpoint.load(out, first, config, engine.load_state)
     leads, network = engine.rank == 0, engine.network()
@@ -115,7 +115,7 @@ def run(
         out.sweep("checkpoints", "step-")
         if course.best_step == first > 0:  # its process may have died before it wrote them
             checkpoint.write_weights(out, checkpoint.BEST, config, network.state_dict())
-    records = Records(config.out, first) if leads else None
+    records = Records(out, first) if leads else None
     meter = _Meter(config)
     batches = samples.batches(
         config.batch_size,
@@ -141,7 +141,8 @@ def run(
                     progress(report)
             if done % config.checkpoint_every == 0 or ended or course.best_step == done:
                 state = engine.state()
-                if leads:
+                if records is not None:
+                    records.hand_over(done)
                     writer.save(done, state, course)
             writer.check()
     network = engine.network()
@@ -150,7 +151,7 @@ def run(
         checkpoint.write_weights(out, checkpoint.WEIGHTS, config, network.state_dict())
         summary = {"steps": config.steps, "mean_iou": course.mean_iou, "best_mean_iou": course.best}
         out.write("summary.json", json.dumps(summary, indent=1).encode())
-    return config.out / checkpoint.WEIGHTS
+    return out.locate(checkpoint.WEIGHTS)
 
 
 def _evaluate(

@@ -17,15 +17,20 @@ from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.scenes import render_scene
 from tests.clusters import cluster_of
+from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
 
 STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    cluster = cluster_of(2, 128)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():  # workers have the environment of their node
+            patch.setenv(name, value)
+        cluster = cluster_of(2, 128)
     yield cluster
     cluster.shutdown()
 
@@ -195,6 +200,21 @@ def first_checkpoint(folder, copy):
     yield copy
     ended.set()
     thread.join()
+
+
+@pytest.mark.slow
+def test_an_object_store_is_gone_on_in(train, tmp_path):
+    assert train("plain", 2).exit_code == 0
+    with BUCKETS["s3"]() as uri:
+        out = Storage(uri.format("run"))
+        result = train("plain", 2, f"out={out.location}")
+        assert result.exit_code == 0, result.output
+        out.remove(f"checkpoints/step-{STEPS:08d}.pt")
+        assert train("plain", 2, f"out={out.location}").exit_code == 0
+        for name in ("metrics.jsonl", "weights.safetensors", "summary.json"):
+            (tmp_path / "stored").mkdir(exist_ok=True)
+            (tmp_path / "stored" / name).write_bytes(out.read(name))
+    assert_equal(tmp_path / "stored", tmp_path / "plain")
 
 
 def one_line(result):
