@@ -97,7 +97,7 @@ def run(
 ) -> str:
     """All steps, from the last checkpoint in `config.out` if there is one; returns where the weights are.
 
-    Writes into that folder now and then a checkpoint, `metrics.jsonl` and TensorBoard's files,
+    Writes into that folder now and then a checkpoint, `metrics.jsonl` and TensorBoard's files, `pictures` and
     `best.safetensors` with the checkpoint of an evaluation that has a higher mean IoU than those before, and
     at the end `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. Of several
     processes the first writes.
@@ -163,12 +163,13 @@ def _evaluate(
     records: Records | None,
 ) -> None:
     """The mean IoU goes into `course`; where none was better, the step too."""
-    found = score(engine.network(), validation, engine, config.precision)
+    found, picture = score(engine.network(), validation, engine, config.precision)
     course.mean_iou = found.mean_iou
     if course.best is None or found.mean_iou > course.best:
         course.best, course.best_step = found.mean_iou, done
     if records is not None:
         records.add(done, {"mean_iou": found.mean_iou, "class_iou": found.to_json()["class_iou"]})
+        records.show(done, picture)
 
 
 def _memory() -> float:

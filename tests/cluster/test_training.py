@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.scenes import render_scene
 from tests.clusters import cluster_of
@@ -119,6 +119,9 @@ def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
         assert result.exit_code == 0, result.output
     for out in ("one", "two"):
         assert_close(tmp_path / out, tmp_path / "plain")
+        pictures = [read_image(tmp_path / run / f"pictures/step-{STEPS:08d}.png") for run in (out, "plain")]
+        truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
+        assert (truths[0] == truths[1]).all()
 
 
 @pytest.mark.slow

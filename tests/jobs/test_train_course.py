@@ -5,6 +5,7 @@ import math
 import re
 import tomllib
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 import fullres
 from fullres.jobs.cli import app
 from fullres.models.weights import load_network
-from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.images import read_image, write_png
+from fullres.pipeline.data.pictures import colour, stacked
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.review.evaluate import evaluate
 from fullres.pipeline.scenes import render_scene
@@ -120,6 +122,26 @@ def test_the_score_is_that_of_predict_and_evaluate(run, root, tmp_path):
     found = evaluate(tmp_path / "labels", root / "labels/val", folder(19))
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["mean_iou"] == pytest.approx(found.mean_iou)
+
+
+def test_an_evaluation_leaves_a_picture_of_image_truth_and_prediction(run, root, tmp_path):
+    assert run().exit_code == 0
+    pictures = sorted((tmp_path / "run/pictures").iterdir())
+    assert [path.name for path in pictures] == ["step-00000003.png", "step-00000006.png"]
+    network, _ = load_network("smp18", tmp_path / "run/weights.safetensors")
+    known = folder(19)
+    rows = []
+    for image in sorted((root / "images/val").iterdir()):
+        truth = known.read(root / "labels/val" / image.name)
+        found = fullres.predict(image, network, precision="fp32")
+        labels = [colour(each, known.palette) for each in (truth, found)]
+        rows.append(np.hstack([read_image(image), *labels]))
+    assert (read_image(pictures[1]) == stacked(rows)).all()
+    (events,) = (tmp_path / "run/tensorboard").iterdir()
+    assert all(path.read_bytes() in events.read_bytes() for path in pictures)
+    pictures[1].rename(pictures[1].with_name("step-00000009.png"))  # as of a run that was stopped
+    assert run().exit_code == 0
+    assert [path.name for path in (tmp_path / "run/pictures").iterdir()] == ["step-00000003.png"]
 
 
 def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
