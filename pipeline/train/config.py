@@ -78,8 +78,10 @@ class DataConfig(Section):
     folder of `images` and one of `labels`. What label ids mean is said by `dataset`: that of a data set, or
     "folder", which has as many `classes` as are given, 0 and upwards, and 255 for none.
 
-    `validation`: the split that the network is scored on. `in_memory`: decode every image once and keep it.
-    `workers`: processes that read and augment beside the training; 0: the training itself does.
+    `validation`: the split that the network is scored on. `targets`: a folder that `fullres targets` wrote of
+    the split, local or in an object store; frames that have none there are left out. `in_memory`: decode
+    every image once and keep it. `workers`: processes that read and augment beside the training; 0: the
+    training itself does.
     """
 
     dataset: str
@@ -89,6 +91,7 @@ class DataConfig(Section):
     validation: str | None = None
     images: Path | None = None
     labels: Path | None = None
+    targets: str | None = None
     in_memory: bool = False
     workers: int = Field(default=2, ge=0)
 
@@ -105,6 +108,8 @@ class DataConfig(Section):
             )
         if self.validation is not None and self.root is None:
             raise ValueError(f"validation is '{self.validation}': a split of a data set that has a root")
+        if self.targets is not None and self.root is None:
+            raise ValueError(f"targets is '{self.targets}': of a data set that has a root")
         for name, split in (("split", self.split), ("validation", self.validation)):
             splits = self.known().splits
             if self.root is not None and split is not None and split not in splits:
