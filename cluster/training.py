@@ -27,7 +27,7 @@ from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.checkpoint import WEIGHTS
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, begun, places_of, run, samples_of
+from fullres.pipeline.train.loop import StepReport, begun, forget, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Frames
 
@@ -80,10 +80,11 @@ def fit(
     workers: int | None,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
+    from_scratch: bool = False,
 ) -> str:
     """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU, or None: as many as
     `config.parallel` says; returns where the weights are. As `pipeline.train.loop.run`, whose files all
-    processes must reach.
+    processes must reach. `from_scratch`: `forget` the training before, after all checks.
 
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
@@ -95,6 +96,8 @@ def fit(
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    if from_scratch:
+        forget(config)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
     out = Storage(config.out)

@@ -52,12 +52,16 @@ def fit(
     device: torch.device,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
+    from_scratch: bool = False,
 ) -> str:
-    """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`."""
-    done = begun(config)
+    """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`. `from_scratch`:
+    `forget` the training before, once all that this one starts from is there."""
+    goes_on = begun(config) > 0 and not from_scratch
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     samples = samples_of(config)
-    objective = objective_of(config, samples.frames.known, done > 0, drop_head)
+    objective = objective_of(config, samples.frames.known, goes_on, drop_head)
+    if from_scratch:
+        forget(config)
     return run(config, samples, PlainEngine(config, objective, device), progress)
 
 

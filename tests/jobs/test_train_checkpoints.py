@@ -182,6 +182,10 @@ def test_from_scratch_leaves_nothing_of_the_training_before(train, tmp_path, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PlainEngine, "step", stop)
+    before = {path.name for path in (tmp_path / "run").iterdir()}
+    for mistake in ("data.root=nowhere", "model.weights=no.pth"):
+        assert train(*EVALUATED, mistake, options=("--from-scratch",)).exit_code == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before  # all that can be lost is there
     assert train(*EVALUATED, options=("--from-scratch",)).exit_code != 0
     assert saved(Storage(str(tmp_path / "run"))) == []
     assert not list((tmp_path / "run").glob("*.safetensors"))
