@@ -24,13 +24,13 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resident_bytes
-from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.layout import Frame
 from fullres.pipeline.targets.compute import TargetSpec
 from fullres.pipeline.targets.files import ShardReport, parameters, read_metadata, write_targets
+from fullres.pipeline.targets.folder import SETTINGS, TargetsError, part_name
 
 # Maps of a shard: enough that a file of its own does not count, few enough that a restart repeats little.
 _SHARD = (32, 256)
@@ -38,14 +38,8 @@ _SHARDS = 64  # of the smallest size, then they grow
 # Shards of a task at most. Ray Data leaves up to 0.1 s between two tasks of a worker, so they should take
 # seconds; but what a task is given lies in its worker's memory.
 _TASK = 16
-# Names that readers of a folder of Parquet files leave out.
-_SETTINGS, SUMMARY = "_targets.json", "_summary.json"
 # A shard whose workers died so often is the cause, not the victim.
 _RETRIES = 10
-
-
-class TargetsError(FullresError):
-    """The job cannot go on; one line."""
 
 
 class _LeftOut(Exception):
@@ -125,18 +119,6 @@ def _with_names_for_parquet(frames: Sequence[Frame]) -> tuple[list[Frame], dict[
         except UnicodeEncodeError:
             failures[str(frame.labels)] = "its name is not UTF-8"
     return fitting, failures
-
-
-def settings_of(out: Storage) -> dict[str, Any]:
-    """What the targets in a folder were made with. Raises TargetsError where there are none, SettingsError
-    where that is damaged."""
-    if not out.exists(_SETTINGS):
-        raise TargetsError(f"{out.location}: no targets here; {_SETTINGS} is missing")
-    return out.settings(_SETTINGS)
-
-
-def part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -276,4 +258,4 @@ def _claim(out: Storage, settings: dict[str, Any], maps: int) -> int:
     """The number of shards. Writes down what `out` is for, or sees that it is for just this."""
     smallest, largest = _SHARD
     shards = max(1, -(-maps // min(largest, max(smallest, -(-maps // _SHARDS)))))
-    return out.claim(_SETTINGS, settings, "targets", {"shards": shards})["shards"]
+    return out.claim(SETTINGS, settings, "targets", {"shards": shards})["shards"]

@@ -8,7 +8,6 @@ what ended the training: Ray Train by itself would start again after a mistake i
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -25,9 +24,11 @@ from fullres.cluster.deepspeed_engine import DeepSpeedEngine
 from fullres.cluster.pipeline_engine import PipelineEngine
 from fullres.cluster.workers import Device, cluster_device, places
 from fullres.ops.errors import FullresError
+from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.train.checkpoint import WEIGHTS
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, checkpoint_of, places_of, run, samples_of
+from fullres.pipeline.train.loop import StepReport, begun, forget, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Frames
 from fullres.pipeline.train.stages import described
@@ -47,7 +48,8 @@ class TrainingError(FullresError):
 
 
 class _Board:
-    """What the driver reads. `starts`: of each checkpoint that processes went on from, how often."""
+    """What the driver reads. `starts`: of each checkpoint that processes went on from, by its steps done, how
+    often."""
 
     def __init__(self) -> None:
         self.report: StepReport | None = None
@@ -68,10 +70,10 @@ class _Board:
         """What a process died of, if it can say so."""
         self.last = f", the last of: {why}"
 
-    def begin(self, checkpoint: int) -> None:
+    def begin(self, done: int) -> None:
         """Fails where processes began too often after one checkpoint."""
-        self.starts[checkpoint] = self.starts.get(checkpoint, 0) + 1
-        if self.starts[checkpoint] > _RETRIES + 1:
+        self.starts[done] = self.starts.get(done, 0) + 1
+        if self.starts[done] > _RETRIES + 1:
             self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
 
 
@@ -80,10 +82,11 @@ def fit(
     workers: int | None,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
-) -> Path:
+    from_scratch: bool = False,
+) -> str:
     """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU, or None: as many as
-    `config.parallel` says; returns the weights' path. As `pipeline.train.loop.run`, whose files all processes
-    must reach.
+    `config.parallel` says; returns where the weights are. As `pipeline.train.loop.run`, whose files all
+    processes must reach. `from_scratch`: `forget` the training before, after all checks.
 
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
@@ -97,9 +100,12 @@ def fit(
         described(config)
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    if from_scratch:
+        forget(config)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
-    config = config.model_copy(update={"out": config.out.absolute()})
+    out = Storage(config.out)
+    config = config.model_copy(update={"out": out.anywhere})
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -113,7 +119,10 @@ def fit(
             num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=-1)
+            name="ray",
+            storage_path=out.path,
+            storage_filesystem=out.files,
+            failure_config=FailureConfig(max_failures=-1),
         ),
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
     )
@@ -136,7 +145,7 @@ def fit(
         raise TrainingError(failure)
     if ended and ended[0] is not None:
         raise TrainingError(_in_one_line(ended[0])) from ended[0]
-    return config.out / "weights.safetensors"
+    return out.locate(WEIGHTS)
 
 
 def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
@@ -179,16 +188,15 @@ def _work(settings: dict[str, Any]) -> None:
     device = torch.device(settings["device"])
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    weights = checkpoint_of(config)
+    done = begun(config)
     if dist.get_rank() == 0:
-        version = weights.stat().st_mtime_ns if weights is not None else 0
-        ray.get(board.begin.remote(version))
+        ray.get(board.begin.remote(done))
     dist.barrier()
     if ray.get(board.told.remote())[1] is not None:
         return
     try:
         samples = samples_of(config)
-        objective = objective_of(config, samples.frames.known, weights is not None, settings["drop_head"])
+        objective = objective_of(config, samples.frames.known, done > 0, settings["drop_head"])
         kind = PipelineEngine if config.parallel.pipeline > 1 else DeepSpeedEngine
         engine = kind(config, objective, device)
 

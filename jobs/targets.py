@@ -35,6 +35,7 @@ from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.layout import Frame, find_stored_frames
 from fullres.pipeline.targets import pictures
 from fullres.pipeline.targets.compute import TargetSpec, class_ids
+from fullres.pipeline.targets.folder import SUMMARY, settings_of
 
 app = typer.Typer(help="Training targets for a whole data set, in Parquet.", invoke_without_command=True)
 
@@ -120,7 +121,7 @@ def targets(
             **asdict(done), "without_counterpart": found.problems,
             "total_seconds": round(time.monotonic() - begun, 3),
         }  # fmt: skip
-        target.write(cluster_targets.SUMMARY, json.dumps(summary, indent=2).encode())
+        target.write(SUMMARY, json.dumps(summary, indent=2).encode())
     left_out = [*(naming(*failure) for failure in done.failures.items()), *found.problems]
     for reason in left_out:
         complain("left out", reason)
@@ -142,7 +143,7 @@ def show(
     probabilities."""
     with clear_errors():
         source, target = Storage(root), Storage(out)
-        settings = cluster_targets.settings_of(target)
+        settings = settings_of(target)
         is_folder = settings["dataset"] == "folder"
         known = known_dataset(settings["dataset"], len(settings["classes"]) if is_folder else None)
         frames = {frame.key: frame for frame in find_stored_frames(source, known, settings["split"]).frames}

@@ -31,7 +31,7 @@ from fullres.pipeline.train.config import (
     TrainingConfig,
     extended,
 )
-from fullres.pipeline.train.loop import StepReport, fit, forget
+from fullres.pipeline.train.loop import StepReport, fit
 from fullres.pipeline.train.samples import Frames
 from fullres.pipeline.train.stages import described
 
@@ -136,27 +136,30 @@ def train(
         if dry_run:
             _describe(config, config.parallel.of(workers) if on_ray else None)
         else:
-            if from_scratch:
-                forget(config)
             with _progress(config) as show:
                 if on_ray:
-                    weights = _on_workers(config, workers, address, show, drop_head)
+                    weights = _on_workers(config, workers, address, show, drop_head, from_scratch)
                 else:
-                    weights = fit(config, device, show, drop_head)
+                    weights = fit(config, device, show, drop_head, from_scratch)
             print(weights)
     except (*USER_ERRORS, ValueError) as error:
         fail(error)
 
 
 def _on_workers(
-    config: TrainingConfig, workers: int | None, address: str | None, show: Any, drop_head: bool
-) -> Path:
+    config: TrainingConfig,
+    workers: int | None,
+    address: str | None,
+    show: Any,
+    drop_head: bool,
+    from_scratch: bool,
+) -> str:
     # Ray and DeepSpeed are imported where they are needed: they take seconds.
     from fullres.cluster import training
     from fullres.cluster.connection import ray_cluster
 
     with ray_cluster(address, config.parallel.of(workers).workers or 1):
-        return training.fit(config, workers, show, drop_head)
+        return training.fit(config, workers, show, drop_head, from_scratch)
 
 
 def _describe(config: TrainingConfig, layout: ParallelConfig | None) -> None:

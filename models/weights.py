@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,16 +52,22 @@ def shipped_weights(model: str) -> Path:
 def save_weights(
     network: nn.Module, path: Path, info: WeightsInfo, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the state dict, floating-point tensors in `dtype`, with `info` as metadata. Not atomic. Raises
-    WeightsError, and writes nothing, where a value is no finite number in `dtype`."""
+    """Write what `weights_file` returns of the network's state dict. Not atomic. Raises WeightsError, and
+    writes nothing, as it does."""
+    path.write_bytes(weights_file(network.state_dict(), info, dtype))
+
+
+def weights_file(state: Mapping[str, Tensor], info: WeightsInfo, dtype: torch.dtype = torch.float32) -> bytes:
+    """A `.safetensors` file of a network's state dict, floating-point tensors in `dtype`, with `info` as
+    metadata. Raises WeightsError where a value is no finite number in `dtype`."""
     tensors = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous()
-        for name, t in network.state_dict().items()
+        for name, t in state.items()
         if not name.endswith("num_batches_tracked")
     }
     if (name := not_finite(tensors)) is not None:
         raise WeightsError(f"{name} holds values that are no finite numbers in {str(dtype)[6:]}: not saved")
-    path.write_bytes(save(tensors, metadata={"fullres": json.dumps(vars(info))}))
+    return save(tensors, metadata={"fullres": json.dumps(vars(info))})
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str | None:
@@ -68,13 +75,13 @@ def not_finite(state: Mapping[str, Tensor]) -> str | None:
     return next((name for name, t in state.items() if not t.isfinite().all()), None)
 
 
-def damaged_entry(path: Path) -> str | None:
+def damaged_entry(file: Path | IO[bytes]) -> str | None:
     """The first entry of a torch checkpoint that its checksum does not fit: torch's reader doesn't look. None
     for a sound one, and for what is no zip archive."""
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(file):
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             return archive.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         return str(error)

@@ -40,6 +40,8 @@ from fullres.models.weights import (
 )
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.files import atomic
+from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.train.checkpoint import name_of, saved
 from fullres.pipeline.train.config import DataConfig, ModelConfig
 
 WEIGHTS, GRAPHS = (".safetensors", ".pth"), (".pt2", ".onnx")
@@ -56,21 +58,23 @@ def trained_network(run: Path, model: str | None = None) -> tuple[nn.Module, Wei
     """The network that a training left in its folder, or that of a weights file; in evaluation mode, fp32, on
     the CPU. The info's `model` is its name.
 
-    Of a folder that is the best network if there is one, else the last, else that of the checkpoint. `model`
-    is needed where a file does not say which network it is. Raises ExportError, WeightsError, OSError.
+    Of a folder that is the best network if there is one, else the last, else that of the newest checkpoint.
+    `model` is needed where a file does not say which network it is. Raises ExportError, WeightsError,
+    OSError.
     """
     if not run.is_dir():
         return _of_weights(run, model)
     for name in ("best.safetensors", "weights.safetensors"):
         if (run / name).exists():
             return _of_weights(run / name, model)
-    if not (run / "checkpoint.pt").exists():
+    if not (steps := saved(Storage(str(run)))):
         raise ExportError(
-            f"{run}: no output of a training: none of best.safetensors, weights.safetensors, checkpoint.pt"
+            f"{run}: no output of a training: none of best.safetensors, weights.safetensors, checkpoints"
         )
-    network, info = _of_checkpoint(run / "checkpoint.pt")
+    last = run / name_of(steps[-1])
+    network, info = _of_checkpoint(last)
     if model not in (None, info.model):
-        raise WeightsError(f"{run / 'checkpoint.pt'}: of model {info.model}, not of {model}")
+        raise WeightsError(f"{last}: of model {info.model}, not of {model}")
     return network, info
 
 

@@ -87,7 +87,7 @@ def train(
 
 def _report(config: TrainingConfig) -> dict[str, float]:
     """The last line of the metrics: of the second half of the steps."""
-    lines = (config.out / "metrics.jsonl").read_text().splitlines()
+    lines = Path(config.out, "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     return {name: last[name] for name in ("images_per_second", "waiting", "memory")}
 

@@ -160,11 +160,16 @@ def _mapped(path: Path) -> memoryview:
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
     """Write an HxW uint8 label map or an HxWx3 uint8 RGB image as PNG, whole or not at all."""
+    write_bytes_atomically(path, encode_png(image))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The file that `write_png` writes."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     # Run lengths alone: class ids compress best so, and nothing is faster on photographs.
     strategy = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    write_bytes_atomically(path, cv2.imencode(".png", image, strategy)[1].tobytes())
+    return cv2.imencode(".png", image, strategy)[1].tobytes()
 
 
 def list_images(inputs: Sequence[str | Path]) -> list[tuple[Path, Path]]:

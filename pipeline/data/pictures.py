@@ -1,4 +1,4 @@
-"""Pictures of label maps for people: class colours, and those laid over the image."""
+"""Pictures of label maps for people: class colours, those laid over the image, and several in one."""
 
 from collections.abc import Sequence
 
@@ -24,3 +24,22 @@ def heat(image: np.ndarray, values: np.ndarray, alpha: float = 0.5) -> np.ndarra
     """Lay an HxW map of values in [0, 1], blue to red, with weight `alpha` over an HxWx3 uint8 RGB image."""
     colours = cv2.applyColorMap(np.rint(255 * values).astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.addWeighted(image, 1 - alpha, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), alpha, 0)
+
+
+def shrunk(picture: np.ndarray, longest: int) -> np.ndarray:
+    """Of an HxWx3 uint8 picture at most so many pixels along its longer side."""
+    factor = longest / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
+def stacked(rows: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+    """HxWx3 uint8 pictures of any sizes, one below the other on white."""
+    width = max(row.shape[1] for row in rows)
+    white = (255, 255, 255)
+    padded = [
+        cv2.copyMakeBorder(row, 0, gap, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=white)
+        for row in rows
+    ]
+    return np.vstack(padded)[:-gap]

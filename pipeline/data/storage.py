@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,8 +34,12 @@ class Storage:
         self.is_local = isinstance(self.files, fs.LocalFileSystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process may be in another folder: it gets the absolute path.
-        return Storage, ((self.path or "/") if self.is_local else self.location,)
+        return Storage, (self.anywhere,)
+
+    @property
+    def anywhere(self) -> str:
+        """The location for processes that may be in other folders: absolute."""
+        return (self.path or "/") if self.is_local else self.location
 
     def names(self, folder: str = "") -> list[str]:
         """All files below a folder, sorted; hidden ones (".name") are left out. A missing folder is empty."""
@@ -70,6 +74,22 @@ class Storage:
             return self.files.open_input_file(self._at(name))
 
     @contextmanager
+    def fetch(self, name: str) -> Iterator[IO[bytes]]:
+        """Yield a whole file, for many small reads at random places."""
+        if self.is_local:
+            with open(self._at(name), "rb") as file:
+                yield file
+            return
+        with tempfile.TemporaryFile() as file:
+            with (
+                self._naming(name),
+                self.files.open_input_stream(self._at(name), compression=None) as stream,
+            ):
+                shutil.copyfileobj(stream, file, 1 << 20)
+            file.seek(0)
+            yield file
+
+    @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
         """Yield a file to write to; the file is there at the end, whole, or not at all where the block
         raises or the process dies. An existing one is replaced."""
@@ -87,6 +107,18 @@ class Storage:
     def write(self, name: str, data: bytes) -> None:
         with self.create(name) as stream:
             stream.write(data)
+
+    def remove(self, name: str) -> None:
+        """A file, if it is there."""
+        with self._naming(name), suppress(FileNotFoundError):
+            self.files.delete_file(self._at(name))
+
+    def locate(self, name: str) -> str:
+        """A file's own location, as messages say it."""
+        if "://" not in self.location:
+            return f"{self.location.rstrip('/')}/{name}"
+        folder, mark, settings = self.location.partition("?")
+        return f"{folder.rstrip('/')}/{name}{mark}{settings}"
 
     def claim(
         self, name: str, settings: dict[str, Any], what: str, chosen: dict[str, Any] | None = None

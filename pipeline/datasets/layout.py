@@ -1,7 +1,7 @@
 """A data set's frames: which image and which label map belong together, found by name alone.
 
 `match_frames` works on names under a root, wherever that is; `find_stored_frames` on disks and object stores,
-`find_frames` and `frames` on local folders, whose names need not be UTF-8.
+`find_frames` and `local_frames` on local folders, whose names need not be UTF-8.
 """
 
 import os
@@ -62,17 +62,12 @@ class Found:
         return self.frames
 
 
-def frames(dataset: Dataset, root: str | Path, split: str) -> list[Frame]:
-    """The frames of a split under the local folder `root`, sorted by key.
-
-    Raises:
-        ValueError: no such split.
-        FilesError: nothing of the split, or files without their counterpart; all are named.
-    """
+def local_frames(dataset: Dataset, root: str | Path, split: str) -> Found:
+    """As `find_frames`. Raises FilesError where there is nothing of the split, too."""
     found = find_frames(dataset, root, split)
     if not found:
         raise nothing_found(dataset, root, split)
-    return found.whole()
+    return found
 
 
 def find_frames(dataset: Dataset, root: str | Path, split: str) -> Found:

@@ -18,7 +18,7 @@ import numpy as np
 from fullres.ops import metrics
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import list_images, read_image, read_labels, write_png
-from fullres.pipeline.data.pictures import colour
+from fullres.pipeline.data.pictures import colour, shrunk
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.pairs import pair_with_labels
 from fullres.pipeline.review.evaluate import Evaluation, evaluate, match
@@ -123,7 +123,7 @@ def _frame(
 
     def panel(title: str, note: str, picture: np.ndarray, kind: str) -> _Panel:
         files = [f"pictures/{name}/{kind}{size}.png" for size in ("", "_small", "_crop")]
-        for file, pixels in zip(files, (picture, _shrunk(picture), picture[window]), strict=True):
+        for file, pixels in zip(files, (picture, shrunk(picture, THUMBNAIL), picture[window]), strict=True):
             write_png(out / file, pixels)
         return _Panel(title, note, *(quote(os.fsencode(file)) for file in files))
 
@@ -138,13 +138,6 @@ def _frame(
         note = f"mean IoU here {_percent(metrics.mean_score(metrics.class_iou(confusion)))}"
         panels.append(panel(title, note, colour(labels, known.palette), f"prediction{i + 1}"))
     return panels
-
-
-def _shrunk(picture: np.ndarray) -> np.ndarray:
-    factor = THUMBNAIL / max(picture.shape[:2])
-    if factor >= 1:
-        return picture
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
 def _totals(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[_Cell]]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fullres.models.catalogue import CATALOGUE, Loss
 from fullres.ops.pooling import shares_of_phases
@@ -78,8 +78,10 @@ class DataConfig(Section):
     folder of `images` and one of `labels`. What label ids mean is said by `dataset`: that of a data set, or
     "folder", which has as many `classes` as are given, 0 and upwards, and 255 for none.
 
-    `validation`: the split that the network is scored on. `in_memory`: decode every image once and keep it.
-    `workers`: processes that read and augment beside the training; 0: the training itself does.
+    `validation`: the split that the network is scored on. `targets`: a folder that `fullres targets` wrote of
+    the split, local or in an object store; frames that have none there are left out. `in_memory`: decode
+    every image once and keep it. `workers`: processes that read and augment beside the training; 0: the
+    training itself does.
     """
 
     dataset: str
@@ -89,6 +91,7 @@ class DataConfig(Section):
     validation: str | None = None
     images: Path | None = None
     labels: Path | None = None
+    targets: str | None = None
     in_memory: bool = False
     workers: int = Field(default=2, ge=0)
 
@@ -105,6 +108,8 @@ class DataConfig(Section):
             )
         if self.validation is not None and self.root is None:
             raise ValueError(f"validation is '{self.validation}': a split of a data set that has a root")
+        if self.targets is not None and self.root is None:
+            raise ValueError(f"targets is '{self.targets}': of a data set that has a root")
         for name, split in (("split", self.split), ("validation", self.validation)):
             splits = self.known().splits
             if self.root is not None and split is not None and split not in splits:
@@ -189,22 +194,24 @@ class ParallelConfig(Section):
 class TrainingConfig(Section):
     """The values of "Split-Merge Pooling", Sec. 4.2, by default.
 
+    `out`: what the training leaves goes there, a local folder or one in an object store, as `Storage` takes.
     `batch_size`: samples of a step, computed `accumulation` parts after each other. `phases`: split batches
     kept of each of the network's splits (SMP only). `loss_stride`: interpolate on a random lattice of this
     stride (FCN32s and FCN8s only). "sgd" has a momentum of 0.9. `head_rate`: the learning rate of all but the
     backbone is so many times higher. `decay_norms`: whether weight decay is for batch norm and biases too.
     `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
-    `report_every`: steps whose mean loss is a line of the metrics. `evaluate_every`: steps after which the
-    validation split is scored. `activation_checkpointing`: keep what blocks of the network read alone, and
-    compute them once more for the gradients.
+    `report_every`: steps whose mean loss is a line of the metrics. `checkpoint_every`: steps after which a
+    checkpoint is written; the last `keep_checkpoints` stay, and that of the best evaluation.
+    `evaluate_every`: steps after which the validation split is scored. `activation_checkpointing`: keep what
+    blocks of the network read alone, and compute them once more for the gradients.
     """
 
     model: ModelConfig
     data: DataConfig
     augmentation: Augmentation = Augmentation()
     parallel: ParallelConfig = ParallelConfig()
-    out: Path
+    out: str
     steps: int = Field(gt=0)
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=10, gt=0)
@@ -225,8 +232,14 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = False
     report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
     evaluate_every: int | None = Field(default=None, gt=0)
     save_as: Literal["fp32", "fp16"] = "fp32"
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _location(cls, out: Any) -> Any:
+        return str(out) if isinstance(out, Path) else out
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainingConfig":
@@ -268,8 +281,8 @@ class TrainingConfig(Section):
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""
         free = {
-            "out", "report_every", "checkpoint_every", "evaluate_every", "save_as", "data", "parallel",
-            "activation_checkpointing",
+            "out", "report_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "save_as",
+            "data", "parallel", "activation_checkpointing",
         }  # fmt: skip
         data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
         return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)

@@ -56,13 +56,11 @@ class Engine(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-def objective_of(
-    config: TrainingConfig, known: Dataset, is_filled: bool, drop_head: bool = False
-) -> SegmentationLoss:
-    """The network as it starts, with what trains it, in training mode on the CPU. `is_filled`: weights come
-    from elsewhere, a checkpoint, and the files of the start may be gone. Raises as `initial_network`."""
+def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head: bool) -> SegmentationLoss:
+    """The network as it starts, with what trains it, in training mode on the CPU. `begun`: a checkpoint
+    holds all weights, and the files of the start may be gone. Raises as `initial_network`."""
     start = config.model
-    if is_filled:
+    if begun:
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
     torch.manual_seed(config.seed)
     network = initial_network(start, len(known.classes), drop_head)

@@ -10,14 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from fullres.models.weights import WeightsInfo, save_weights
-from fullres.pipeline.data.files import atomic, write_bytes_atomically
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
@@ -28,9 +25,7 @@ from fullres.pipeline.train.records import Records
 from fullres.pipeline.train.samples import Batch, Frames, Samples
 from fullres.pipeline.train.scoring import score
 
-_CHECKPOINT = "checkpoint.pt"
 _RECORDED = {"loss", "learning_rate", "images_per_second", "waiting", "memory"}
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,23 +52,27 @@ def fit(
     device: torch.device,
     progress: Callable[[StepReport], None] = lambda report: None,
     drop_head: bool = False,
-) -> Path:
-    """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`."""
+    from_scratch: bool = False,
+) -> str:
+    """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`. `from_scratch`:
+    `forget` the training before, once all that this one starts from is there."""
+    goes_on = begun(config) > 0 and not from_scratch
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     samples = samples_of(config)
-    objective = objective_of(config, samples.frames.known, checkpoint_of(config) is not None, drop_head)
+    objective = objective_of(config, samples.frames.known, goes_on, drop_head)
+    if from_scratch:
+        forget(config)
     return run(config, samples, PlainEngine(config, objective, device), progress)
 
 
-def checkpoint_of(config: TrainingConfig) -> Path | None:
-    """The one that a run goes on from."""
-    path = config.out / _CHECKPOINT
-    return path if path.exists() else None
+def begun(config: TrainingConfig) -> int:
+    """The steps done of the checkpoint that a run goes on from; 0: there is none."""
+    return max(checkpoint.saved(Storage(config.out)), default=0)
 
 
 def forget(config: TrainingConfig) -> None:
-    """Begin afresh: `run` goes on from no checkpoint."""
-    (config.out / _CHECKPOINT).unlink(missing_ok=True)
+    """Begin afresh: `run` goes on from no checkpoint, and leaves nothing of the training before."""
+    checkpoint.forget(Storage(config.out))
 
 
 def samples_of(config: TrainingConfig) -> Samples:
@@ -88,7 +87,7 @@ def places_of(config: TrainingConfig, frames: Frames) -> list[np.ndarray]:
     share = config.augmentation.class_uniform
     if not share:
         return []
-    places = kept_places(frames, min(config.crop), config.out / "class-places.npz")
+    places = kept_places(frames, min(config.crop), Storage(config.out))
     if not places:
         raise ValueError(f"class_uniform is {share}: no label map has any class")
     return places
@@ -99,25 +98,28 @@ def run(
     samples: Samples,
     engine: Engine,
     progress: Callable[[StepReport], None] = lambda report: None,
-) -> Path:
-    """All steps, from the last checkpoint in `config.out` if there is one; returns the weights' path.
+) -> str:
+    """All steps, from the last checkpoint in `config.out` if there is one; returns where the weights are.
 
-    Writes into that folder now and then `checkpoint.pt`, `metrics.jsonl` and TensorBoard's files,
-    `best.safetensors` when the validation split has a higher mean IoU than before, and at the end
-    `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. Of several processes the
-    first writes.
+    Writes into that folder now and then a checkpoint, `metrics.jsonl` and TensorBoard's files, `pictures` and
+    `best.safetensors` with the checkpoint of an evaluation that has a higher mean IoU than those before, and
+    at the end `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. Of several
+    processes the first writes.
 
     Raises ValueError if the folder holds a checkpoint of another configuration or the network diverges,
     OSError if it can't write there, and what reading data raises.
     """
     validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
-    first, course = 0, checkpoint.Course()
-    if (before := checkpoint_of(config)) is not None:
-        first, course = checkpoint.load(before, config, engine.load_state)
+    out, first, course = Storage(config.out), begun(config), checkpoint.Course()
+    if first:
+        course = checkpoint.load(out, first, config, engine.load_state)
     leads, network = engine.rank == 0, engine.network()
     if leads:
-        checkpoint.check_space(config, network)
-    records = Records(config.out, first) if leads else None
+        checkpoint.check_space(config, out, network)
+        out.sweep("checkpoints", "step-")
+        if course.best_step == first > 0:  # its process may have died before it wrote them
+            checkpoint.write_weights(out, checkpoint.BEST, config, network.state_dict())
+    records = Records(out, first) if leads else None
     meter = _Meter(config)
     batches = samples.batches(
         config.batch_size,
@@ -128,7 +130,7 @@ def run(
         engine.replicas,
         config.accumulation,
     )
-    with closing(batches):  # ends the processes that read
+    with closing(batches), checkpoint.Writer(config, out) as writer:  # the former ends processes that read
         for step in range(first, config.steps):
             batch = meter.waited_for(batches)
             course.losses.append(engine.step(step, batch, learning_rate(config, step)))
@@ -141,17 +143,19 @@ def run(
                 if records is not None:
                     records.add(done, {n: v for n, v in vars(report).items() if n in _RECORDED})
                     progress(report)
-            if done % config.checkpoint_every == 0 or ended:
+            if done % config.checkpoint_every == 0 or ended or course.best_step == done:
                 state = engine.state()
-                if leads:
-                    checkpoint.save(config.out / _CHECKPOINT, done, config, state, course)
-    weights, network = config.out / "weights.safetensors", engine.network()
+                if records is not None:
+                    records.hand_over(done)
+                    writer.save(done, state, course)
+            writer.check()
+    network = engine.network()
     if records is not None:
         records.close()
-        _write_weights(config, network, weights)
+        checkpoint.write_weights(out, checkpoint.WEIGHTS, config, network.state_dict())
         summary = {"steps": config.steps, "mean_iou": course.mean_iou, "best_mean_iou": course.best}
-        write_bytes_atomically(config.out / "summary.json", json.dumps(summary, indent=1).encode())
-    return weights
+        out.write("summary.json", json.dumps(summary, indent=1).encode())
+    return out.locate(checkpoint.WEIGHTS)
 
 
 def _evaluate(
@@ -162,27 +166,14 @@ def _evaluate(
     course: checkpoint.Course,
     records: Records | None,
 ) -> None:
-    """The mean IoU goes into `course`, the network, where none was better, into a file."""
-    network = engine.network()
-    found = score(network, validation, engine, config.precision)
-    better = course.best is None or found.mean_iou > course.best
-    course.mean_iou, course.best = found.mean_iou, found.mean_iou if better else course.best
+    """The mean IoU goes into `course`; where none was better, the step too."""
+    found, picture = score(engine.network(), validation, engine, config.precision)
+    course.mean_iou = found.mean_iou
+    if course.best is None or found.mean_iou > course.best:
+        course.best, course.best_step = found.mean_iou, done
     if records is not None:
         records.add(done, {"mean_iou": found.mean_iou, "class_iou": found.to_json()["class_iou"]})
-        if better:
-            _write_weights(config, network, config.out / "best.safetensors")
-
-
-def _write_weights(config: TrainingConfig, network: nn.Module, path: Path) -> None:
-    """Without auxiliary heads."""
-    known = config.data.known()
-    info = WeightsInfo(config.model.name, config.model.width, len(known.classes), known.name)
-    heads, network.auxiliary = getattr(network, "auxiliary", None), None  # type: ignore[assignment]
-    try:
-        with atomic(path) as temporary:
-            save_weights(network, temporary, info, _DTYPES[config.save_as])
-    finally:
-        network.auxiliary = heads  # type: ignore[assignment]
+        records.show(done, picture)
 
 
 def _memory() -> float:

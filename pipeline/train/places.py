@@ -3,33 +3,35 @@
 import hashlib
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
-from fullres.pipeline.data.files import atomic
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.samples import Frames
 
+_FILE = "class-places.npz"
 
-def kept_places(frames: Frames, tile: int, path: Path) -> list[np.ndarray]:
-    """What `class_places` finds, from the file that an earlier run left, where it is of the same label maps;
-    otherwise they are read, and the file is written. Raises what reading them raises, and OSError."""
+
+def kept_places(frames: Frames, tile: int, out: Storage) -> list[np.ndarray]:
+    """What `class_places` finds, from the file that an earlier run left in `out`, where it is of the same
+    label maps; otherwise they are read, and the file is written. Raises what reading them raises, and
+    OSError."""
     known = frames.known
     made_of = [tile, known.name, list(known.classes), known.ignore_index, frames.versions()]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    if (found := _read(path, digest)) is not None:
+    if (found := _read(out, digest)) is not None:
         return found
     places = class_places(frames, tile)
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with out.create(_FILE) as file:
         named = {str(i): rows for i, rows in enumerate(places)}
         np.savez(file, made_of=np.array(digest), **named)  # type: ignore[arg-type]  # numpy's stub is too narrow
     return places
 
 
-def _read(path: Path, digest: str) -> list[np.ndarray] | None:
+def _read(out: Storage, digest: str) -> list[np.ndarray] | None:
     """None: not there, of other label maps, or damaged."""
     try:
-        with np.load(path) as found:
+        with out.fetch(_FILE) as file, np.load(file) as found:
             if found["made_of"] != digest:
                 return None
             return [found[str(i)] for i in range(len(found.files) - 1)]

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fullres.pipeline.data.images import ImageError, decode_image, list_images, read_bytes
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.datasets.layout import Frame, find_stored_frames, frames
+from fullres.pipeline.datasets.layout import Frame, find_stored_frames, local_frames
 from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
+from fullres.pipeline.targets.folder import frames_with_targets
 from fullres.pipeline.train.augment import augmented
 from fullres.pipeline.train.config import Augmentation, DataConfig
 
@@ -45,9 +46,10 @@ class Batch:
 
 
 class Frames:
-    """The images and label maps of a split, read one by one.
+    """The images and label maps of a split, read one by one: of the one that is trained on, where none is
+    named. Then those without targets are left out, where the configuration has some.
 
-    Raises ValueError, FilesError where files lack their counterpart, ImageError, OSError.
+    Raises ValueError, FilesError where files lack their counterpart, TargetsError, ImageError, OSError.
     """
 
     def __init__(self, config: DataConfig, split: str | None = None) -> None:
@@ -60,12 +62,18 @@ class Frames:
             assert config.labels is not None
             pairs = pair_with_labels(list_images([config.images]), config.labels, self.known, "image")
             self.frames = [Frame(image, labels, image.stem) for image, labels in pairs]
-        elif self.stored:
-            self._storage = storage = Storage(config.root)
-            self.frames = find_stored_frames(storage, self.known, split or config.split).whole()
-            self._read_bytes = _Stored(storage)
         else:
-            self.frames = frames(self.known, config.root, split or config.split)
+            of = split or config.split
+            if self.stored:
+                self._storage = storage = Storage(config.root)
+                self._read_bytes = _Stored(storage)
+                found = find_stored_frames(storage, self.known, of)
+            else:
+                found = local_frames(self.known, config.root, of)
+            if split is None and config.targets is not None:
+                self.frames = frames_with_targets(Storage(config.targets), found, self.known, of)
+            else:
+                self.frames = found.whole()
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -32,5 +32,5 @@ def stages_of(config: TrainingConfig, network: nn.Module, device: torch.device) 
 
 def described(config: TrainingConfig) -> Partition:
     """As `stages_of`, before there is a network: weights are not read."""
-    network = objective_of(config, config.data.known(), is_filled=True).network
+    network = objective_of(config, config.data.known(), begun=True, drop_head=False).network
     return stages_of(config, network, torch.device("cpu"))

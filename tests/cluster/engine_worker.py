@@ -53,7 +53,7 @@ def part_of(batch, config, replica, replicas):
 
 def trained(engine_of, config, first, last, state=None):
     """Losses of steps first to last - 1, and the engine's state behind them."""
-    objective = objective_of(config, folder(CLASSES), is_filled=False)
+    objective = objective_of(config, folder(CLASSES), False, False)
     engine = engine_of(config, objective, torch.device("cpu"))
     if state is not None:
         engine.load_state(deepcopy(state))  # torch goes on in the same tensors

@@ -24,6 +24,7 @@ from fullres.pipeline.data.storage import SettingsError, Storage
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.layout import find_stored_frames
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
+from fullres.pipeline.targets.folder import TargetsError, settings_of
 from tests.clusters import cluster_of, node_of
 from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
 
@@ -174,12 +175,12 @@ def test_damaged_settings_are_one_line(root, tmp_path, text):
     with pytest.raises(SettingsError, match=damaged):
         run(root, tmp_path)
     with pytest.raises(SettingsError, match="damaged"):
-        cluster_targets.settings_of(Storage(str(tmp_path)))
+        settings_of(Storage(str(tmp_path)))
 
 
 def test_what_workers_cannot_write_is_one_line(cluster, root, tmp_path, capfd):
     (tmp_path / "part-00001.parquet").mkdir()
-    with pytest.raises(cluster_targets.TargetsError, match=rf"^{tmp_path}: .*part-00001.parquet") as caught:
+    with pytest.raises(TargetsError, match=rf"^{tmp_path}: .*part-00001.parquet") as caught:
         run(root, tmp_path)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
@@ -275,7 +276,7 @@ def test_bad_files_are_left_out_and_named(undisturbed, root, spoiled, tmp_path):
     assert len(rows_of(out)) == 91
     before = parts(out)
     for place in (out, tmp_path / "strict"):
-        with pytest.raises(cluster_targets.TargetsError, match="labels/"):
+        with pytest.raises(TargetsError, match="labels/"):
             run(spoiled, place, strict=True)
     wanting = {name for name, failed in failures_in(out).items() if failed}
     assert len(wanting) >= 3

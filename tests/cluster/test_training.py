@@ -16,16 +16,21 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.images import read_image, write_png
+from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.scenes import render_scene
 from tests.clusters import cluster_of
+from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
 
 STEPS = 10
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    cluster = cluster_of(2, 128)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():  # workers have the environment of their node
+            patch.setenv(name, value)
+        cluster = cluster_of(2, 128)
     yield cluster
     cluster.shutdown()
 
@@ -114,6 +119,9 @@ def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
         assert result.exit_code == 0, result.output
     for out in ("one", "two"):
         assert_close(tmp_path / out, tmp_path / "plain")
+        pictures = [read_image(tmp_path / run / f"pictures/step-{STEPS:08d}.png") for run in (out, "plain")]
+        truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
+        assert (truths[0] == truths[1]).all()
 
 
 @pytest.mark.slow
@@ -134,13 +142,18 @@ def workers_of_training():
     return [p.pid for p in every if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
 
+def checkpoints(folder):
+    """Without those that are being written."""
+    return set(folder.glob("checkpoints/step-*.pt"))
+
+
 def test_a_killed_worker_changes_nothing(train, tmp_path):
     assert train("undisturbed", 2).exit_code == 0
     killed = []
 
     def kill():
         deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not (tmp_path / "killed/checkpoint.pt").exists():
+        while time.monotonic() < deadline and not checkpoints(tmp_path / "killed"):
             time.sleep(0.01)
         killed.extend(workers_of_training()[:1])
         os.kill(killed[0], signal.SIGKILL)
@@ -162,26 +175,27 @@ def test_another_number_of_workers_goes_on(train, tmp_path):
     before = None
     for out, workers in (("two", 2), ("one", 1), ("none", None)):
         if before is not None:
-            (tmp_path / out).mkdir()
-            shutil.copy(before, tmp_path / out / "checkpoint.pt")
-        with first_checkpoint(tmp_path / out, tmp_path / f"{out}.pt") as before:
+            (tmp_path / out / "checkpoints").mkdir(parents=True)
+            shutil.copy(before, tmp_path / out / "checkpoints")
+        with first_checkpoint(tmp_path / out, tmp_path / f"{out}-first") as copy:
             assert train(out, workers).exit_code == 0
         if workers is not None:
+            (before,) = copy.iterdir()
             assert torch.load(before, weights_only=True)["step"] < STEPS
     assert_close(tmp_path / "none", tmp_path / "plain")
 
 
 @contextmanager
 def first_checkpoint(folder, copy):
-    """The first one that is written into a folder from now on."""
-    path = folder / "checkpoint.pt"
-    begun = path.stat().st_ino if path.exists() else None
+    """A folder with the first one that is written into another from now on."""
+    copy.mkdir()
+    before = checkpoints(folder)
     ended = threading.Event()
 
     def wait():
         while not ended.wait(0.002):
-            if path.exists() and path.stat().st_ino != begun:
-                os.link(path, copy)  # checkpoints are replaced, not written over
+            if new := checkpoints(folder) - before:
+                os.link(min(new), copy / min(new).name)  # checkpoints are removed, not written over
                 return
 
     thread = threading.Thread(target=wait)
@@ -189,6 +203,21 @@ def first_checkpoint(folder, copy):
     yield copy
     ended.set()
     thread.join()
+
+
+@pytest.mark.slow
+def test_an_object_store_is_gone_on_in(train, tmp_path):
+    assert train("plain", 2).exit_code == 0
+    with BUCKETS["s3"]() as uri:
+        out = Storage(uri.format("run"))
+        result = train("plain", 2, f"out={out.location}")
+        assert result.exit_code == 0, result.output
+        out.remove(f"checkpoints/step-{STEPS:08d}.pt")
+        assert train("plain", 2, f"out={out.location}").exit_code == 0
+        for name in ("metrics.jsonl", "weights.safetensors", "summary.json"):
+            (tmp_path / "stored").mkdir(exist_ok=True)
+            (tmp_path / "stored" / name).write_bytes(out.read(name))
+    assert_equal(tmp_path / "stored", tmp_path / "plain")
 
 
 def one_line(result):

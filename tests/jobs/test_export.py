@@ -122,10 +122,12 @@ def test_what_is_no_training(tmp_path):
     (tmp_path / "run").mkdir()
     out = tmp_path / "x.pth"
     assert_refused(export(tmp_path / "run", "--out", out), "run: no output of a training: none of best")
-    (tmp_path / "run/checkpoint.pt").write_bytes(b"damaged")
-    assert_refused(export(tmp_path / "run", "--out", out), "checkpoint.pt is no checkpoint of a training")
-    torch.save({"config": json.dumps({"model": {}}), "network": {}}, tmp_path / "run/checkpoint.pt")
-    assert_refused(export(tmp_path / "run", "--out", out), "checkpoint.pt is no checkpoint of a training")
+    checkpoint = tmp_path / "run/checkpoints/step-00000002.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"damaged")
+    assert_refused(export(tmp_path / "run", "--out", out), "step-00000002.pt is no checkpoint of a training")
+    torch.save({"config": json.dumps({"model": {}}), "network": {}}, checkpoint)
+    assert_refused(export(tmp_path / "run", "--out", out), "step-00000002.pt is no checkpoint of a training")
     torch.save(narrow("unet").state_dict(), tmp_path / "foreign.pth")
     assert_refused(export(tmp_path / "foreign.pth", "--out", out), "do not say which network they are")
     assert not out.exists()

@@ -132,11 +132,11 @@ def test_where_nothing_can_be_written_it_does_not_begin(train, tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK"])
 def test_a_damaged_checkpoint_is_named(train, tmp_path, content):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/checkpoint.pt").write_bytes(content)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-00000002.pt").write_bytes(content)
     result = train()
     assert result.exit_code == 2
-    assert "run/checkpoint.pt is no checkpoint of a training" in result.stderr
+    assert "run/checkpoints/step-00000002.pt is no checkpoint of a training; remove it to" in result.stderr
 
 
 def test_the_loss_falls(train, tmp_path):
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(train):
     assert train().exit_code == 0
     result = train(learning_rate=2e-3)
     assert result.exit_code == 2
-    assert "checkpoint.pt is of another configuration" in result.stderr
+    assert "checkpoints/step-00000004.pt is of another configuration" in result.stderr
 
 
 def test_the_seed_and_nothing_else_decides(train, tmp_path):
@@ -300,8 +300,10 @@ def test_encoders_of_different_depths_have_a_file_each(train, tmp_path):
 def test_a_flipped_bit_of_a_checkpoint_is_not_trained_on(train, tmp_path):
     """Wherever in the weights it is: the run says so and leaves the file as it is."""
     assert train().exit_code == 0
-    (tmp_path / "run/weights.safetensors").unlink()
-    checkpoint = tmp_path / "run/checkpoint.pt"
+    weights = tmp_path / "run/weights.safetensors"
+    trained = weights.read_bytes()
+    weights.unlink()
+    checkpoint = tmp_path / "run/checkpoints/step-00000004.pt"
     whole = checkpoint.read_bytes()
     for share in (0.3, 0.5, 0.7):
         data = bytearray(whole)
@@ -309,20 +311,23 @@ def test_a_flipped_bit_of_a_checkpoint_is_not_trained_on(train, tmp_path):
         checkpoint.write_bytes(data)
         result = train()
         assert result.exit_code == 2, result.output
-        assert re.search(r"checkpoint\.pt is damaged \(.*\); remove it to start afresh\n$", result.stderr)
+        assert re.search(r"0004\.pt is damaged \(.*\); remove it to go on from step 2\n$", result.stderr)
         assert checkpoint.read_bytes() == data
-        assert not (tmp_path / "run/weights.safetensors").exists()
-    checkpoint.write_bytes(whole)
+        assert not weights.exists()
+    checkpoint.unlink()
     assert train().exit_code == 0
+    assert weights.read_bytes() == trained
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_a_foreign_checkpoint_is_one_line(train, tmp_path, content):
-    (tmp_path / "run").mkdir()
-    torch.save(content, tmp_path / "run/checkpoint.pt")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    torch.save(content, tmp_path / "run/checkpoints/step-00000002.pt")
     result = train()
     assert result.exit_code == 2, result.output
-    assert re.fullmatch(r"error: .*checkpoint\.pt is no checkpoint of a training; .*", result.stderr.strip())
+    assert re.fullmatch(
+        r"error: .*step-00000002\.pt is no checkpoint of a training; .*", result.stderr.strip()
+    )
 
 
 def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
@@ -339,7 +344,7 @@ def test_diverged_weights_are_no_success(train, tmp_path, monkeypatch):
         result = train(out=f"{steps}", steps=steps)
         assert result.exit_code == 2, result.output
         assert "running_var holds values that are no finite numbers" in result.stderr
-        assert not [p for p in (tmp_path / f"{steps}").iterdir() if p.suffix in (".pt", ".safetensors")]
+        assert not [p for p in (tmp_path / f"{steps}").rglob("*") if p.suffix in (".pt", ".safetensors")]
 
 
 def test_a_batch_of_one_whose_lattices_can_have_one_value(train, tmp_path):
@@ -361,7 +366,9 @@ def one_line(result):
 def test_a_disk_too_small_is_said_before_work(train, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
     monkeypatch.setattr(SegmentationLoss, "forward", lambda *a: pytest.fail("it began"))
-    assert re.search(r"run: a checkpoint takes \d+ MiB, the disk has 1 MiB free", one_line(train()))
+    assert re.search(
+        r"run: a checkpoint takes \d+ MiB, 3 more .*; the disk has 1 MiB free", one_line(train())
+    )
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(train, tmp_path, monkeypatch):
@@ -373,8 +380,8 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(train, tmp_path, monkeyp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", full)
         line = one_line(train(steps=2, out="fresh"))
-    assert "fresh/checkpoint.pt: can't be written, the disk may be full; the last checkpoint stays" in line
-    assert not list((tmp_path / "fresh").glob("*checkpoint*"))
+    assert "step-00000002.pt: can't be written, the disk may be full; the last checkpoint stays" in line
+    assert not list((tmp_path / "fresh/checkpoints").iterdir())
     save = torch.save
 
     def full_at_the_second(*arguments):
@@ -384,14 +391,15 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint(train, tmp_path, monkeyp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", full_at_the_second)
         one_line(train(steps=4, out="second"))
-    assert [p.name for p in (tmp_path / "second").glob("*checkpoint*")] == ["checkpoint.pt"]
+    assert [p.name for p in (tmp_path / "second/checkpoints").iterdir()] == ["step-00000002.pt"]
     assert train(steps=4, out="second").exit_code == 0
 
 
 def test_a_checkpoint_of_another_network_is_one_line(train, tmp_path):
     assert train(steps=2).exit_code == 0
-    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    path = tmp_path / "run/checkpoints/step-00000002.pt"
+    state = torch.load(path, weights_only=True)
     for part, key in (("network", "classifier.bias"), ("optimizer", "param_groups")):
         other = {**state, part: {k: v for k, v in state[part].items() if k != key}}
-        torch.save(other, tmp_path / "run/checkpoint.pt")
-        assert "run/checkpoint.pt is of another network; remove it" in one_line(train(steps=2))
+        torch.save(other, path)
+        assert "step-00000002.pt is of another network; remove it" in one_line(train(steps=2))

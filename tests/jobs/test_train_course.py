@@ -5,15 +5,16 @@ import math
 import re
 import tomllib
 
+import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fullres
 from fullres.jobs.cli import app
 from fullres.models.weights import load_network
-from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.images import read_image, write_png
+from fullres.pipeline.data.pictures import colour, stacked
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.review.evaluate import evaluate
 from fullres.pipeline.scenes import render_scene
@@ -123,8 +124,28 @@ def test_the_score_is_that_of_predict_and_evaluate(run, root, tmp_path):
     assert summary["mean_iou"] == pytest.approx(found.mean_iou)
 
 
+def test_an_evaluation_leaves_a_picture_of_image_truth_and_prediction(run, root, tmp_path):
+    assert run().exit_code == 0
+    pictures = sorted((tmp_path / "run/pictures").iterdir())
+    assert [path.name for path in pictures] == ["step-00000003.png", "step-00000006.png"]
+    network, _ = load_network("smp18", tmp_path / "run/weights.safetensors")
+    known = folder(19)
+    rows = []
+    for image in sorted((root / "images/val").iterdir()):
+        truth = known.read(root / "labels/val" / image.name)
+        found = fullres.predict(image, network, precision="fp32")
+        labels = [colour(each, known.palette) for each in (truth, found)]
+        rows.append(np.hstack([read_image(image), *labels]))
+    assert (read_image(pictures[1]) == stacked(rows)).all()
+    (events,) = (tmp_path / "run/tensorboard").iterdir()
+    assert all(path.read_bytes() in events.read_bytes() for path in pictures)
+    pictures[1].rename(pictures[1].with_name("step-00000009.png"))  # as of a run that was stopped
+    assert run().exit_code == 0
+    assert [path.name for path in (tmp_path / "run/pictures").iterdir()] == ["step-00000003.png"]
+
+
 def test_stopped_anywhere_it_leaves_the_same_course(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "check_space", lambda *a: (tmp_path / "run").mkdir(exist_ok=True))
+    monkeypatch.setattr(checkpoint, "check_space", lambda *a: None)
     assert run().exit_code == 0
     whole = metrics_of(tmp_path / "run")
     step, stopped = PlainEngine.step, []
@@ -273,4 +294,5 @@ def test_a_loss_that_is_no_number_names_step_and_files(run, tmp_path, monkeypatc
     monkeypatch.setattr(SegmentationLoss, "forward", diverging)
     line = one_line(run())
     assert re.search(r"loss is nan at step 3: lower learning_rate .* batch: \S+/\d\.png, \S+/\d\.png", line)
-    assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["step"] == 2
+    last = max((tmp_path / "run/checkpoints").iterdir())
+    assert last.name == "step-00000003.pt"  # that of the evaluation

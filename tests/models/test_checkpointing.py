@@ -22,7 +22,7 @@ def engine(name, checkpointed):
         optimizer="sgd", learning_rate=1e-3, activation_checkpointing=checkpointed,
         phases=(2, 1, 1, 2) if CATALOGUE[name].splits else (1, 1, 1, 1),
     )  # fmt: skip
-    return PlainEngine(config, objective_of(config, folder(4), is_filled=False), torch.device("cpu"))
+    return PlainEngine(config, objective_of(config, folder(4), False, False), torch.device("cpu"))
 
 
 def batch():

@@ -41,7 +41,14 @@ def test_what_is_written_is_listed_and_read(folder):
     with folder.open("b/c.txt") as file:
         file.seek(6)
         assert file.read() == b"again"
+    with folder.fetch("b/c.txt") as file:
+        file.seek(6)
+        assert file.read() == b"again"
+    assert Storage(folder.locate("b")).read("c.txt") == b"hello again"
     assert pickle.loads(pickle.dumps(folder)).names() == folder.names()
+    for _ in range(2):
+        folder.remove("b/c.txt")
+    assert folder.names() == ["a.txt"]
 
 
 @pytest.mark.parametrize("at", [".", "some", "/"])
@@ -73,6 +80,8 @@ def test_missing_files_are_errors_that_name_them(folder):
     folder.write("there.txt", b"")
     with pytest.raises(OSError, match=r"none\.txt"):
         folder.read("none.txt")
+    with pytest.raises(OSError, match=r"none\.txt"), folder.fetch("none.txt"):
+        pass
 
 
 def test_what_a_killed_process_left_is_hidden_and_swept(tmp_path):

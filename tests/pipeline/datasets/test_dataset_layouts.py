@@ -4,7 +4,7 @@ import pytest
 
 from fullres.pipeline.datasets import DATASETS, dataset
 from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.datasets.layout import Frame, find_frames, frames, match_frames
+from fullres.pipeline.datasets.layout import Frame, find_frames, local_frames, match_frames
 from fullres.pipeline.datasets.pairs import FilesError
 
 # (data set, split) -> (image, label map, key) of its frames, sorted by key
@@ -196,6 +196,10 @@ OTHERS = {
     "nyu-depth-v2": ["train/depth/0003.png", "train/labels_40_colored/0003.png", "train/labels_13/0003.png"],
     "scenes": ["images/.scene_000006.a1b2c3d4.png", "labels/notes.txt"],
 }
+
+
+def frames(*where):
+    return local_frames(*where).whole()
 
 
 def known(name):

@@ -7,6 +7,8 @@ each pixel over all scenes, has 1.19 and 12.9 %: every bound is beyond that too,
 from the image.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def learn(scenes, tmp_path_factory):
             crop=SIZE, learning_rate=1e-2, weight_decay=1e-4, schedule="poly", **settings,
         )  # fmt: skip
         path = fit(config, torch.device("cpu"), lambda report: losses.append(report.loss))
-        network, _ = load_network(name, path)
+        network, _ = load_network(name, Path(path))
         with torch.no_grad():
             logits = network(normalise(torch.from_numpy(images.copy()), torch.float32))
         predicted = logits.argmax(1).numpy().astype(np.uint8)

@@ -142,7 +142,7 @@ def test_places_are_found_once_and_again_where_label_maps_change(root, places, t
         reads.clear()
         frames = Frames(config(tmp_path / "root"))
         monkeypatch.setattr(frames, "labels", lambda i: reads.append(i) or Frames.labels(frames, i))
-        return kept_places(frames, tile, kept)
+        return kept_places(frames, tile, Storage(str(kept.parent)))
 
     def assert_places(found):
         assert [rows.tolist() for rows in found] == [rows.tolist() for rows in places]
