@@ -8,6 +8,7 @@ what ended the training: Ray Train by itself would start again after a mistake i
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
