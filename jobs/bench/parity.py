@@ -43,6 +43,9 @@ _LAYOUTS: tuple[Layout, ...] = (
     ("two workers, ZeRO 3", 2, {"parallel": {"zero": 3}}, "one process"),
     ("accumulation 2", None, _PARTS, None),
     ("two workers, accumulation 2", 2, _PARTS, "accumulation 2"),
+    ("two stages", 2, {**_PARTS, "parallel": {"pipeline": 2}}, "accumulation 2"),
+    ("four stages", 4, {**_PARTS, "parallel": {"pipeline": 4}}, "accumulation 2"),
+    ("two stages of two replicas", 4, {**_PARTS, "parallel": {"pipeline": 2, "data": 2}}, "accumulation 2"),
 )
 _OF_SMP: tuple[Layout, ...] = (
     ("four phases", None, _PHASES, None),
@@ -61,7 +64,7 @@ def parity(
     """Train by one process and by several, and compare the losses of all steps."""
     rows: list[dict[str, Any]] = []
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name, ray_cluster(address, 2):
+    with tempfile.TemporaryDirectory() as name, ray_cluster(address, 4):
         scenes = write_scenes(Path(name), _CROP + 32, _CROP + 64)
         for network in networks.split(","):
             given = {

@@ -147,24 +147,47 @@ def checkpoints(folder):
     return set(folder.glob("checkpoints/step-*.pt"))
 
 
+def kill_a_worker_of(folder, killed):
+    """Once it has a checkpoint."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not checkpoints(folder):
+        time.sleep(0.01)
+    killed.extend(workers_of_training()[:1])
+    os.kill(killed[0], signal.SIGKILL)
+
+
 def test_a_killed_worker_changes_nothing(train, tmp_path):
     assert train("undisturbed", 2).exit_code == 0
     killed = []
-
-    def kill():
-        deadline = time.monotonic() + 200
-        while time.monotonic() < deadline and not checkpoints(tmp_path / "killed"):
-            time.sleep(0.01)
-        killed.extend(workers_of_training()[:1])
-        os.kill(killed[0], signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill_a_worker_of, args=(tmp_path / "killed", killed))
     thread.start()
     result = train("killed", 2)
     thread.join()
     assert result.exit_code == 0, result.output
     assert len(killed) == 1
     assert_equal(tmp_path / "killed", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_stages_go_on_after_a_kill_and_elsewhere(train, tmp_path):
+    """A worker of two stages is killed; and one process goes on from what two stages began."""
+    changes = ("accumulation=2", "data.validation=val", f"evaluate_every={STEPS}", "gradient_clipping=1.0")
+    staged = (*changes, "parallel.pipeline=2")
+    assert train("plain", None, *changes).exit_code == 0
+    with first_checkpoint(tmp_path / "undisturbed", tmp_path / "staged-first") as of_stages:
+        assert train("undisturbed", 2, *staged).exit_code == 0
+    assert_close(tmp_path / "undisturbed", tmp_path / "plain")
+    thread = threading.Thread(target=kill_a_worker_of, args=(tmp_path / "killed", []))
+    thread.start()
+    assert train("killed", 2, *staged).exit_code == 0
+    thread.join()
+    assert_equal(tmp_path / "killed", tmp_path / "undisturbed")
+    (tmp_path / "on/checkpoints").mkdir(parents=True)
+    for checkpoint in of_stages.iterdir():
+        shutil.copy(checkpoint, tmp_path / "on/checkpoints")
+    shutil.copy(tmp_path / "plain/metrics.jsonl", tmp_path / "on")
+    assert train("on", None, *changes).exit_code == 0
+    assert_close(tmp_path / "on", tmp_path / "plain")
 
 
 @pytest.mark.slow
