@@ -3,6 +3,7 @@
 import typer
 
 from fullres.jobs.bench.parity import parity
+from fullres.jobs.bench.pipeline import pipeline
 from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
 from fullres.jobs.bench.smp import smp
@@ -16,3 +17,4 @@ app.command()(sampling)
 app.command()(targets)
 app.command()(train)
 app.command()(parity)
+app.command()(pipeline)
