@@ -20,7 +20,7 @@ from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.bench.parity import write_scenes
 from fullres.jobs.common import AddressOption, console
-from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.config import ParallelConfig, TrainingConfig
 from fullres.pipeline.train.loop import fit
 
 _PARTS = (2, 4, 8)
@@ -52,7 +52,9 @@ def pipeline(
             plain = TrainingConfig(**given, out=f"{name}/plain-{parts}")
             fit(plain, device)
             times["one process"].append(_seconds(plain))
-            staged = TrainingConfig(**given, out=f"{name}/staged-{parts}", parallel={"pipeline": stages})
+            staged = TrainingConfig(
+                **given, out=f"{name}/staged-{parts}", parallel=ParallelConfig(pipeline=stages)
+            )
             training.fit(staged, None)
             times["stages"].append(_seconds(staged))
     rows = [_row(part, stages, i, times) for i in range(len(_PARTS))]
