@@ -58,14 +58,18 @@ lint: setup
 bench: setup
 	$(BIN)/fullres bench smp
 
-# The weights in models/shipped from nothing: hours on a CPU.
+# The weights in models/shipped from nothing: hours on a CPU. Those for photographs need CamVid in runs/camvid.
 train-shipped: setup
 	$(BIN)/fullres scenes --out runs/scenes/train $(TRAINING_SCENES)
-	mkdir -p models/shipped
+	mkdir -p models/shipped/scenes models/shipped/camvid
 	for model in $(DEMO_MODELS); do \
 	  $(BIN)/fullres train configs/scenes/$$model.toml || exit 1; \
-	  cp runs/$$model/weights.safetensors models/shipped/$$model.safetensors || exit 1; \
+	  cp runs/$$model/weights.safetensors models/shipped/scenes/$$model.safetensors || exit 1; \
 	done
+	if test -d runs/camvid/train; then \
+	  $(BIN)/fullres train configs/camvid/shipped-smp18.toml --drop-head && \
+	  cp runs/camvid-shipped-smp18/weights.safetensors models/shipped/camvid/smp18.safetensors; \
+	else echo "no CamVid in runs/camvid: the weights for photographs are not trained"; fi
 
 clean:
 	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DEMO) build *.egg-info

@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.weights import WeightsError, load_network, read_state, shipped_weights
+from fullres.models.weights import WeightsError, load_network, read_state
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import read_channels
 from fullres.pipeline.data.transforms import Normalisation
-from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets import dataset as named_dataset
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.engines import Engine, Resources, engine_for, label_image
 from fullres.pipeline.predict.execute import native_precision
+from fullres.pipeline.predict.shipped import needed_weights
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 
 Image = np.ndarray | str | Path
@@ -27,17 +28,23 @@ class ArgumentError(FullresError, ValueError):
     """An argument that is not possible; the message names it, its value and what is."""
 
 
-def load(model: str | Path) -> nn.Module:
+def load(model: str | Path, dataset: str | None = None) -> nn.Module:
     """A network of the catalogue in evaluation mode, fp32, on the CPU: by its name with the weights that come
     with the project, or from a `.safetensors` file that `fullres train` wrote.
 
-    Raises ArgumentError for a name without weights, WeightsError for a file that can't be read.
+    Args:
+        dataset: by name alone: whose classes it is to label. "camvid": photographs; the drawn street scenes
+            if none is given.
+
+    Raises ArgumentError for an unknown data set, WeightsError for a name without weights or a file that
+    can't be read.
     """
     if str(model) in CATALOGUE:
-        weights = shipped_weights(str(model))
-        if not weights.exists():
-            raise ArgumentError(f"model is '{model}': no weights come with it; give the path of a file")
-        return load_network(str(model), weights)[0]
+        if dataset not in (None, *DATASETS):
+            raise ArgumentError(f"dataset is '{dataset}': one of {', '.join(DATASETS)}")
+        return load_network(str(model), needed_weights(str(model), dataset))[0]
+    if dataset is not None:
+        raise ArgumentError(f"dataset is '{dataset}': a file says by itself what it labels; leave it out")
     path = Path(model)
     if not path.is_file():
         raise ArgumentError(f"model is '{model}': no such file, and none of {', '.join(CATALOGUE)}")

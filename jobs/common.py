@@ -18,12 +18,13 @@ from rich.markup import escape
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.weights import WeightsError, WeightsInfo, load_network, shipped_weights
+from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.ops.errors import FullresError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.predict.execute import native_precision
 from fullres.pipeline.predict.schedule import Precision
+from fullres.pipeline.predict.shipped import needed_weights
 
 console = Console(stderr=True)
 
@@ -128,11 +129,10 @@ def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn
     """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS
     lists."""
     check_model(model)
+    if dataset_name not in (None, "folder"):
+        known_dataset(dataset_name)
     if weights is None:
-        weights = shipped_weights(model)
-        if not weights.exists():
-            shipped = ", ".join(sorted(p.stem for p in weights.parent.glob("*.safetensors")))
-            fail(f"--weights: none come with {model} (there are some for {shipped}); name a file")
+        weights = needed_weights(model, dataset_name)
     network, info = load_network(model, weights)
     return network, _classes(info, weights, dataset_name), weights
 

@@ -26,13 +26,14 @@ from fullres.jobs.common import (
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.split_merge import FullResolution
-from fullres.models.weights import load_network, shipped_weights
+from fullres.models.weights import load_network
 from fullres.ops.pooling import lattice_length
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import image_size
 from fullres.pipeline.predict.bound import BoundTree
 from fullres.pipeline.predict.describe import LevelSummary, bytes_moved, describe
 from fullres.pipeline.predict.plan import Plan, plan_image
+from fullres.pipeline.predict.shipped import shipped_for
 
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -57,7 +58,7 @@ def plan(
         float | None, typer.Option(min=1 / 64, help="Plan for a network of this width, without weights.")
     ] = None,
     dataset_name: Annotated[
-        str, typer.Option("--dataset", help="Whose classes a network without weights has.")
+        str, typer.Option("--dataset", help="Whose classes; which of the weights that come with a model.")
     ] = "cityscapes",
     workers: Annotated[int, typer.Option(min=1, help="How many there would be.")] = 1,
     images: Annotated[int, typer.Option(min=1, help="How many images of this size in all.")] = 1,
@@ -134,8 +135,8 @@ def _network(model: str, weights: Path | None, width: float | None, dataset_name
     if dataset_name == "folder":
         fail("--dataset is 'folder': name a data set with as many classes, or the --weights")
     classes = len(known_dataset(dataset_name).classes)
-    if weights is None and width is None and shipped_weights(model).exists():
-        weights = shipped_weights(model)
+    if weights is None and width is None:
+        weights = shipped_for(model, dataset_name)
     if weights is not None:
         network, info = load_network(model, weights)
         return network, f"width {info.width:g}, of {weights.name}"

@@ -43,10 +43,10 @@ class WeightsInfo:
     dataset: str | None = None
 
 
-def shipped_weights(model: str) -> Path:
-    """Where the weights of a network lie that come with the project, trained on its street scenes; there are
-    some for a few networks only."""
-    return Path(__file__).parent / "shipped" / f"{model}.safetensors"
+def shipped_weights() -> dict[tuple[str, str], Path]:
+    """The files that come with the project, by the data set that they are trained on and the network."""
+    files = (Path(__file__).parent / "shipped").glob("*/*.safetensors")
+    return {(path.parent.name, path.stem): path for path in sorted(files)}
 
 
 def save_weights(

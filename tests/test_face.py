@@ -101,7 +101,13 @@ def of_shape(shape, dtype=np.uint8):
     ("wrong", "said"),
     [
         (lambda: fullres.load("smp19"), "model is 'smp19': no such file, and none of smp18"),
-        (lambda: fullres.load("pspnet50"), "model is 'pspnet50': no weights come with it"),
+        (lambda: fullres.load("pspnet50"), "no weights come with pspnet50, name a file"),
+        (lambda: fullres.load("smp18", dataset="voc2012"), "no weights come with smp18 for voc2012, name a"),
+        (lambda: fullres.load("smp18", dataset="kitti"), "dataset is 'kitti': one of cityscapes, camvid,"),
+        (
+            lambda: fullres.load("w.safetensors", dataset="camvid"),
+            "dataset is 'camvid': a file says by",
+        ),
         (lambda: fullres.predict("no.png", fullres.split_merge(small())), "no.png: no such file"),
         (
             lambda: of_shape((4, 5)),

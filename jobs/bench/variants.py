@@ -21,11 +21,12 @@ from fullres.jobs.bench.dilated import Dilated
 from fullres.jobs.common import fail
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.smp import SMP
-from fullres.models.weights import load_network, shipped_weights
+from fullres.models.weights import load_network
 from fullres.ops.convolution import Convolution
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.predict.execute import DTYPES, Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
+from fullres.pipeline.predict.shipped import needed_weights, shipped_for
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -35,7 +36,7 @@ def check_network(model: str, width: float | None) -> None:
     known = [name for name, entry in CATALOGUE.items() if entry.splits]
     if model not in known:
         fail(f"--model is '{model}': one of {', '.join(known)}")
-    if width is None and not shipped_weights(model).exists():
+    if width is None and shipped_for(model) is None:
         fail(f"--width: no weights come with {model}; say the width of random ones, e.g. 1")
 
 
@@ -43,7 +44,7 @@ def network_of(model: str, width: float | None) -> SMP:
     """The shipped network or, with a width, one of that width with random weights and batch norm statistics
     of a trained one's scale, the same in every process."""
     if width is None:
-        network, _ = load_network(model, shipped_weights(model))
+        network, _ = load_network(model, needed_weights(model))
     else:
         torch.manual_seed(0)
         network = build(model, 19, width)

@@ -4,6 +4,7 @@ from fullres.pipeline.datasets.ade20k import ADE20K
 from fullres.pipeline.datasets.apolloscape import APOLLOSCAPE
 from fullres.pipeline.datasets.camvid import CAMVID
 from fullres.pipeline.datasets.cityscapes import CITYSCAPES, GTA5, SCENES
+from fullres.pipeline.datasets.cwfid import CWFID
 from fullres.pipeline.datasets.dataset import Dataset
 from fullres.pipeline.datasets.mapillary import MAPILLARY
 from fullres.pipeline.datasets.nyu import NYU
@@ -17,7 +18,7 @@ DATASETS: dict[str, Dataset] = {
     known.name: known
     for known in (
         CITYSCAPES, CAMVID, GTA5, SCENES, APOLLOSCAPE, MAPILLARY, SYNTHIA, SYNTHIA16, ADE20K, VOC2012,
-        CONTEXT59, CONTEXT60, PERSON_PART, NYU, SUPERVISELY,
+        CONTEXT59, CONTEXT60, PERSON_PART, NYU, SUPERVISELY, CWFID,
     )
 }  # fmt: skip
 

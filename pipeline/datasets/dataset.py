@@ -25,12 +25,14 @@ class Split:
         lists: files that name the split's frames, where others lie beside them in the folders; with `*`.
         part: where nobody published a split, which of the folders' frames in the order of their keys' CRC-32:
             as good as random, and the same everywhere. All where there is none.
+        keys: those of the split's frames, where it is short enough to stand here.
     """
 
     images: str
     labels: str
     lists: str | None = None
     part: slice | None = None
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

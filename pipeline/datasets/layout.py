@@ -35,7 +35,7 @@ class Found:
         frames: with image and label map.
         images_without_labels: files.
         labels_without_image: files.
-        missing: keys that a list file names, of which there is neither.
+        missing: keys that a list file or the data set's description names, of which there is neither.
     """
 
     frames: list[Frame]
@@ -182,6 +182,8 @@ def _keys(where: Split, image_ending: str, there: Iterable[str], listed: Iterabl
         named = {line.split("\t")[0].strip() for line in listed or ()} - {""}
         stems = dict(_files_in(where.images, named, SUFFIXES))
         return sorted({stems.get(name, name).removesuffix(image_ending) for name in named})
+    if where.keys:
+        return sorted(where.keys) if set(where.keys) & set(there) else []
     if where.part is not None:
         there = sorted(there, key=lambda key: (crc32(os.fsencode(key)), key))[where.part]
     return sorted(there)

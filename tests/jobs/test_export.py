@@ -12,7 +12,7 @@ from fullres.pipeline.data.images import write_png
 from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
 
-SHIPPED = str(shipped_weights("fcn32s18"))
+SHIPPED = str(shipped_weights()["scenes", "fcn32s18"])
 
 
 def export(*arguments):

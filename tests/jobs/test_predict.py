@@ -14,6 +14,7 @@ import tifffile
 import torch
 from safetensors.numpy import load_file
 
+import fullres
 from fullres.models.weights import load_network
 from fullres.pipeline.data.images import read_image, read_labels, write_png
 from fullres.pipeline.data.pictures import colour, overlay
@@ -121,6 +122,22 @@ def test_camvid_frames_on_1_2_and_3_workers(cluster, weights, tmp_path):
         pytest.skip(f"no CamVid at {DATA}; see tests/shared.py")
     written = same_on_1_2_and_3_workers(cluster, frames, weights, tmp_path, "--save", "color")
     assert len(written) == 2 * 2 + 1
+
+
+def test_a_photograph_without_weights_at_hand(cluster, tmp_path):
+    """CamVid's classes by those that come with the project, from the command line and from Python."""
+    frames = sorted((DATA / "camvid" / "val").glob("*.jpg"))[:1]
+    if not frames:
+        pytest.skip(f"no CamVid at {DATA}; see tests/shared.py")
+    asked = ("--dataset", "camvid", "--precision", "fp32", "--workers", 2, "--address", cluster.address)
+    result = predict(*frames, "--out", tmp_path, *asked)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "predict.json").read_text())["dataset"] == "camvid"
+    labels = read_labels(tmp_path / f"{frames[0].stem}.png")
+    network = fullres.load("smp18", dataset="camvid")
+    assert labels.tobytes() == fullres.predict(frames[0], network, precision="fp32").tobytes()
+    truth = CAMVID.read(DATA / "camvid" / "valannot" / f"{frames[0].stem}.png")
+    assert (labels == truth)[truth != CAMVID.ignore_index].mean() > 0.8
 
 
 @pytest.mark.slow

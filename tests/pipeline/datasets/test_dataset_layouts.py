@@ -7,6 +7,8 @@ from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.datasets.layout import Frame, find_frames, local_frames, match_frames
 from fullres.pipeline.datasets.pairs import FilesError
 
+# CWFID's published split, but that its picture 28 is in the training too.
+CWFID_TEST = (1, 3, 4, 9, 10, 13, 15, 21, 22, 26, 28, 29, 30, 32, 35, 39, 44, 47, 48, 54, 60)
 # (data set, split) -> (image, label map, key) of its frames, sorted by key
 LAYOUTS = {
     ("cityscapes", "train"): [
@@ -138,6 +140,14 @@ LAYOUTS = {
     ("folder", "train"): [("images/train/b/x.y.tif", "labels/train/b/x.y.png", "b/x.y")],
     ("folder", "val"): [("images/val/a.JPG", "labels/val/a.tif", "a")],
     ("folder", "test"): [("images/test/1.png", "labels/test/1.png", "1")],
+    **{
+        ("cwfid", split): [
+            (f"images/{n:03}.jpg", f"labels/{n:03}.png", f"{n:03}")
+            for n in range(1, 61)
+            if (n in CWFID_TEST) == (split == "test")
+        ]
+        for split in ("train", "test")
+    },
 }
 # Without a published split: a part of all frames
 PARTS = {
@@ -194,6 +204,7 @@ OTHERS = {
     "synthia": ["GT/COLOR/0000000.png", "Depth/Depth/0000000.png"],
     "voc2012": ["JPEGImages/2012_004331.jpg", "SegmentationObject/2007_000032.png"],
     "nyu-depth-v2": ["train/depth/0003.png", "train/labels_40_colored/0003.png", "train/labels_13/0003.png"],
+    "cwfid": ["images/061.jpg", "labels/061.png"],
     "scenes": ["images/.scene_000006.a1b2c3d4.png", "labels/notes.txt"],
 }
 
@@ -286,6 +297,20 @@ def test_listed_frames_that_are_missing(tmp_path):
     assert found.problems == [
         f"{tmp_path}/JPEGImages/2012_004331.jpg: no label map",
         "2007_000039: neither image nor label map",
+    ]
+
+
+def test_frames_that_the_description_lists(tmp_path):
+    with pytest.raises(FilesError, match=r"nothing of the split test of cwfid: images in images/, label"):
+        frames(dataset("cwfid"), tmp_path, "test")
+    lay_out(tmp_path, "cwfid")
+    for gone in ("images/001.jpg", "labels/001.png", "labels/060.png"):
+        (tmp_path / gone).unlink()
+    found = find_frames(dataset("cwfid"), tmp_path, "test")
+    assert len(found.frames) == 19
+    assert found.problems == [
+        f"{tmp_path}/images/060.jpg: no label map",
+        "001: neither image nor label map",
     ]
 
 

@@ -70,6 +70,7 @@ def test_small_and_thin_classes_of_the_paper():
     assert dataset("cityscapes").small_thin_ids == (5, 6, 7, 11, 12, 17, 18)
     assert dataset("camvid").small_thin_ids == (2, 6, 9, 10)
     assert dataset("ade20k").small_thin_ids == ()
+    assert dataset("cwfid").small_thin_ids == (1, 2)
 
 
 def test_targets_of_the_paper_and_all_where_it_names_none():
@@ -94,6 +95,7 @@ def test_targets_of_the_paper_and_all_where_it_names_none():
         ("person-part", [0, 1, 6, 255], ["background", "head", "lower legs", None]),
         ("nyu-depth-v2", [0, 1, 2, 40], [None, "wall", "floor", "otherprop"]),
         ("supervisely-person", [0, 1, 2, 3], ["background", "person", "person", None]),
+        ("cwfid", [0, 1, 2], ["soil", "crop", "weed"]),
     ],
 )
 def test_what_stored_values_mean(name, stored, classes):
@@ -117,6 +119,7 @@ def test_what_stored_values_mean(name, stored, classes):
         ("person-part", 7),
         ("nyu-depth-v2", 41),
         ("supervisely-person", 4),
+        ("cwfid", 3),
     ],
 )
 def test_values_that_mean_nothing(name, value):
@@ -213,6 +216,20 @@ def test_all_of_camvid_is_valid(camvid_root, split, count):
     assert checked.frames == count
     assert checked.sizes == {(360, 480): count}
     assert checked.pixels.sum() + checked.ignored == count * 360 * 480
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 39), ("test", 21)])
+def test_all_of_cwfid_is_valid(split, count):
+    if not (DATA / "cwfid").is_dir():
+        pytest.skip(f"no CWFID at {DATA / 'cwfid'}; see tests/shared.py")
+    cwfid = dataset("cwfid")
+    checked = check_frames(cwfid, find_frames(cwfid, DATA / "cwfid", split), lambda: None)
+    assert checked.problems == []
+    assert checked.frames == count
+    assert checked.sizes == {(966, 1296): count}
+    soil, crop, weed = checked.shares
+    assert 0.85 < soil < 0.97
+    assert crop < weed < 0.1
 
 
 def test_a_flipped_bit_of_a_16_bit_file_never_gives_other_labels():
