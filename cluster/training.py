@@ -16,13 +16,14 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from fullres.cluster.connection import first_line
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
-from fullres.cluster.workers import Device, cluster_device, places
+from fullres.cluster.elastic import ElasticTrainer
+from fullres.cluster.workers import cluster_device, places
 from fullres.ops.errors import FullresError
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
@@ -45,12 +46,12 @@ class TrainingError(FullresError):
 
 
 class _Board:
-    """What the driver reads. `starts`: of each checkpoint that processes went on from, how often."""
+    """What the driver reads. `starts`: of each checkpoint that so many processes went on from, how often."""
 
     def __init__(self) -> None:
         self.report: StepReport | None = None
         self.failure: str | None = None
-        self.starts: dict[int, int] = {}
+        self.starts: dict[tuple[int, int], int] = {}
         self.last = ""
 
     def told(self) -> tuple[StepReport | None, str | None]:
@@ -66,10 +67,11 @@ class _Board:
         """What a process died of, if it can say so."""
         self.last = f", the last of: {why}"
 
-    def begin(self, checkpoint: int) -> None:
-        """Fails where processes began too often after one checkpoint."""
-        self.starts[checkpoint] = self.starts.get(checkpoint, 0) + 1
-        if self.starts[checkpoint] > _RETRIES + 1:
+    def begin(self, checkpoint: int, workers: int) -> None:
+        """Fails where as many processes began too often after one checkpoint."""
+        key = (checkpoint, workers)
+        self.starts[key] = self.starts.get(key, 0) + 1
+        if self.starts[key] > _RETRIES + 1:
             self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
 
 
@@ -86,22 +88,25 @@ def fit(
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
     device = cluster_device()
-    layout = config.parallel.of(workers)
-    count = layout.workers or 1
-    config = config.model_copy(update={"parallel": layout})
-    _check(config, count, device)
+    config = config.model_copy(update={"parallel": config.parallel.of(workers)})
+    counts = config.worker_counts()
+    if counts[0] > (there := places(device)):
+        kind = "GPU" if device == "cuda" else "CPU"
+        raise ValueError(f"workers is {counts[0]}: each takes a {kind}, the cluster has {there}")
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
-    resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
+    # On the driver's own node: whichever other is lost, what was told stays.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
+    resources: dict[str, float] = {"GPU": 1} if device == "cuda" else {"CPU": 1}
     config = config.model_copy(update={"out": config.out.absolute()})
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         _work,
+        counts=counts,
         train_loop_config={"config": config, "drop_head": drop_head, "board": board, "device": device},
-        scaling_config=ScalingConfig(
-            num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
-        ),
+        use_gpu=device == "cuda",
+        resources_per_worker=resources,
         run_config=RunConfig(
             name="ray", storage_path=str(config.out), failure_config=FailureConfig(max_failures=-1)
         ),
@@ -129,26 +134,12 @@ def fit(
     return config.out / "weights.safetensors"
 
 
-def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
+def _fit(trainer: ElasticTrainer, ended: list[BaseException | None]) -> None:
     try:
         trainer.fit()
         ended.append(None)
     except BaseException as error:
         ended.append(error)
-
-
-def _check(config: TrainingConfig, workers: int, device: Device) -> None:
-    replicas, split = workers // config.parallel.split, config.parallel.split
-    kind = "workers" if split == 1 else f"groups of {split} workers"
-    if config.batch_size % (replicas * config.accumulation):
-        raise ValueError(
-            f"batch_size is {config.batch_size}: no multiple of {replicas} {kind}"
-            + (f" times accumulation {config.accumulation}" if config.accumulation > 1 else "")
-        )
-    there = places(device)
-    if workers > there:
-        kind = "GPU" if device == "cuda" else "CPU"
-        raise ValueError(f"workers is {workers}: each takes a {kind}, the cluster has {there}")
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -162,6 +153,10 @@ def _in_one_line(error: BaseException) -> str:
 def _work(settings: dict[str, Any]) -> None:
     """One process of a training."""
     config, board = settings["config"], settings["board"]
+    # As many as Ray Train found room for.
+    data = dist.get_world_size() // config.parallel.split
+    parallel = config.parallel.model_copy(update={"data": data, "least": None})
+    config = config.model_copy(update={"parallel": parallel})
     torch.set_num_threads(1)
     device = torch.device(settings["device"])
     if device.type == "cuda":
@@ -169,7 +164,7 @@ def _work(settings: dict[str, Any]) -> None:
     weights = checkpoint_of(config)
     if dist.get_rank() == 0:
         version = weights.stat().st_mtime_ns if weights is not None else 0
-        ray.get(board.begin.remote(version))
+        ray.get(board.begin.remote(version, dist.get_world_size()))
     dist.barrier()
     if ray.get(board.told.remote())[1] is not None:
         return

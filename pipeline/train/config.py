@@ -147,12 +147,14 @@ class Augmentation(Section):
 class ParallelConfig(Section):
     """How the processes of a training on a cluster divide it; there are `data` times `split` of them.
 
-    `data`: each computes another part of every batch. `split`: so many see the same part, and share the
-    phases that an SMP draws. `zero`: what each keeps a share of instead of all, DeepSpeed's ZeRO stage: 1 the
-    optimizer's state, 2 and gradients, 3 and parameters. `offload`: in the memory of the host.
+    `data`: each computes another part of every batch. `least`: as few of them will do while the cluster has
+    no room for more. `split`: so many see the same part, and share the phases that an SMP draws. `zero`: what
+    each keeps a share of instead of all, DeepSpeed's ZeRO stage: 1 the optimizer's state, 2 and gradients, 3
+    and parameters. `offload`: in the memory of the host.
     """
 
     data: int | None = Field(default=None, ge=1)
+    least: int | None = Field(default=None, ge=1)
     split: int = Field(default=1, ge=1)
     zero: Literal[0, 1, 2, 3] = 0
     offload: bool = False
@@ -161,16 +163,24 @@ class ParallelConfig(Section):
     def _possible(self) -> "ParallelConfig":
         if self.offload and not self.zero:
             raise ValueError("offload is true: needs zero, 1 to 3")
+        if self.least is not None and self.least > (self.data or 0):
+            raise ValueError(f"least is {self.least}: needs data, and no less than that")
         return self
 
-    def of(self, workers: int | None) -> "ParallelConfig":
-        """With `data` as it is on so many workers; None: as it says. Raises ValueError where it does not
-        multiply up to them."""
+    def of(self, workers: int | None, least: int | None = None) -> "ParallelConfig":
+        """With `data` as it is on so many workers, and `least` on the least of them; None: as it says. Raises
+        ValueError where it does not multiply up to them."""
         data = self.data or (1 if workers is None else max(1, workers // self.split))
         if workers is not None and data * self.split != workers:
             said = f"data {self.data} times split" if self.data else "a multiple of split"
             raise ValueError(f"workers is {workers}: parallel asks for {said} {self.split}")
-        return self.model_copy(update={"data": data})
+        if least is not None and least % self.split:
+            raise ValueError(
+                f"workers is {least}-{workers}: parallel asks for multiples of split {self.split}"
+            )
+        return self.model_copy(
+            update={"data": data, "least": self.least if least is None else least // self.split}
+        )
 
     @property
     def workers(self) -> int | None:
@@ -254,6 +264,21 @@ class TrainingConfig(Section):
                 " neither"
             )
         return self
+
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that `parallel` allows and that divide a batch, from the least to the most.
+        Raises ValueError where there is none."""
+        most = self.parallel.data or 1
+        least, split = self.parallel.least or most, self.parallel.split
+        part = self.batch_size // self.accumulation
+        if counts := [data * split for data in range(least, most + 1) if part % data == 0]:
+            return counts
+        kind = "workers" if split == 1 else f"groups of {split} workers"
+        raise ValueError(
+            f"batch_size is {self.batch_size}: no multiple of "
+            + (f"{most} {kind}" if least == most else f"any number of {kind} from {least} to {most}")
+            + (f" times accumulation {self.accumulation}" if self.accumulation > 1 else "")
+        )
 
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""
