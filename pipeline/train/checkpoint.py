@@ -13,8 +13,9 @@ from torch import nn
 from fullres.models.weights import damaged_entry, not_finite
 from fullres.pipeline.data.files import atomic
 from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.optimizer import MOMENTS
 
-_ENTRIES = {"step", "config", "network", "optimizer", "course"}
+_ENTRIES = {"step", "config", "network", "optimizer", "loss_scale", "course"}
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Course:
 def check_space(config: TrainingConfig, network: nn.Module) -> None:
     """Make the folder. Raise OSError now where a checkpoint would not fit beside the last one."""
     config.out.mkdir(parents=True, exist_ok=True)
-    moments = {"adam": 2, "adamw": 2, "sgd": 1}[config.optimizer]
+    moments = MOMENTS[config.optimizer]
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     needed = sum(t.nbytes for t in network.state_dict().values()) + trained * moments
     free = shutil.disk_usage(config.out).free

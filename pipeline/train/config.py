@@ -13,6 +13,8 @@ from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class Section(BaseModel):
     """A part of a configuration: no other fields than these."""
@@ -198,8 +200,9 @@ class TrainingConfig(Section):
     `schedule`: "poly" falls to zero with power 0.9, "exponential" to `final_share` of the learning rate;
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
     `report_every`: steps whose mean loss is a line of the metrics. `evaluate_every`: steps after which the
-    validation split is scored. `activation_checkpointing`: keep what blocks of the network read alone, and
-    compute them once more for the gradients.
+    validation split is scored. `precision`: what layers compute in where they can; parameters and optimizer
+    are fp32. `activation_checkpointing`: keep what blocks of the network read alone, and compute them once
+    more for the gradients.
     """
 
     model: ModelConfig
@@ -223,7 +226,7 @@ class TrainingConfig(Section):
     final_share: float = Field(default=0.01, gt=0, le=1)
     warm_up: int = Field(default=0, ge=0)
     gradient_clipping: float | None = Field(default=None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     activation_checkpointing: bool = False
     report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)

@@ -5,6 +5,7 @@ had not been, and the same configuration on the same machine ends with the same 
 """
 
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -164,7 +165,7 @@ def _evaluate(
 ) -> None:
     """The mean IoU goes into `course`, the network, where none was better, into a file."""
     network = engine.network()
-    found = score(network, validation, engine, config.precision)
+    found = score(network, validation, engine, "bf16" if config.precision == "bf16" else "fp32")
     better = course.best is None or found.mean_iou > course.best
     course.mean_iou, course.best = found.mean_iou, found.mean_iou if better else course.best
     if records is not None:
@@ -189,6 +190,12 @@ def _memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _mean(losses: list[float]) -> float:
+    """Without those that overflowed in fp16, whose steps were skipped."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class _Meter:
@@ -219,7 +226,7 @@ class _Meter:
         """Takes the losses out of `course`."""
         passed = max(1e-9, time.monotonic() - self.begun)
         report = StepReport(
-            done, self.config.steps, sum(course.losses) / len(course.losses),
+            done, self.config.steps, _mean(course.losses),
             learning_rate(self.config, done - 1), self.images / passed, self.waited / passed,
             _memory(), course.mean_iou,
         )  # fmt: skip

@@ -33,7 +33,7 @@ class SegmentationLoss(nn.Module):
     """A network and its objective as one module, which is what optimizers, engines and pipelines wrap:
     images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient. With a `group` of
     replicas the mean of their scalars is that of the whole batch (`ops.replicas`). `checkpointed`: see
-    `models.checkpointing`.
+    `models.checkpointing`. `autocast`: the float type that layers compute in where they can; None: fp32.
 
     All pixels ignored: 0, with zero gradient, but for class probabilities, where the ignored share is
     predicted too.
@@ -45,9 +45,11 @@ class SegmentationLoss(nn.Module):
         ignore_index: int = 255,
         group: Group | None = None,
         checkpointed: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.group = group
+        self.autocast = autocast
         self.checkpointed = checkpointed
         self.network = network
         self.ignore_index = ignore_index
@@ -55,10 +57,12 @@ class SegmentationLoss(nn.Module):
         self.loss: Loss | None = getattr(network, "loss", None)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
-            output = self.network(images)
-        with counted_over(self.group):
-            return objective(output, labels, self.ignore_index, self.align_corners, self.loss)
+        kind = images.device.type
+        with nullcontext() if self.autocast is None else torch.autocast(kind, self.autocast):
+            with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
+                output = self.network(images)
+            with counted_over(self.group):
+                return objective(output, labels, self.ignore_index, self.align_corners, self.loss)
 
 
 def objective(
