@@ -19,7 +19,8 @@ from fullres.cluster.zero import fill_state, read_state, whole_weights
 from fullres.models.catalogue import CATALOGUE
 from fullres.ops.replicas import shared
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import begin_part, check_loss, part_of
+from fullres.pipeline.train.engine import begin_part, check_loss, part_of, settle
+from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -33,6 +34,7 @@ class DeepSpeedEngine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         split = config.parallel.split
         self.replica, self.replicas = self.rank // split, self.ranks // split
+        self.scale = LossScale(config.precision, device)
         self._plain = deepcopy(objective.network)
         self._objective = objective
         everyone = dist.group.WORLD
@@ -71,19 +73,35 @@ class DeepSpeedEngine:
         return [by_name[names[id(p)]] for group in groups for p in group["params"]]
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
-        engine = self._engine
+        engine, zero = self._engine, self.config.parallel.zero
         set_learning_rate(self.optimizer, rate)
+        if zero and self.scale.fp16:
+            engine.optimizer.override_loss_scale(self.scale.scale)
         parts, total = self.config.accumulation, torch.zeros((), dtype=torch.float64, device=self.device)
         for index in range(parts):
             begin_part(self.config, number, index)
             loss = engine(*part_of(self.config, index, batch, self.device))
             total += loss.detach() / parts
-            engine.backward(loss)
+            # ZeRO scales losses itself.
+            engine.backward(loss if zero else loss * self.scale.scale)
             if index + 1 == parts:
                 dist.all_reduce(total)
-                check_loss(self.config, number, total.item() / self.ranks, batch)
+                check_loss(self.config, number, total.item() / self.ranks, batch, self.scale)
+                finite = zero > 0 or self._finish()
             engine.step()
+        settle(self.config, number, batch, self.scale, not engine.optimizer.overflow if zero else finite)
         return total.item() / self.ranks
+
+    def _finish(self) -> bool:
+        """Without ZeRO: what is done to gradients before the optimizer's step, as in plain torch. Without
+        gradients it does nothing."""
+        parameters = self._trained()
+        finite = self.scale.unscale(parameters)
+        if not finite:
+            self._engine.zero_grad()
+        elif self.config.gradient_clipping is not None:
+            nn.utils.clip_grad_norm_(parameters, self.config.gradient_clipping)
+        return finite
 
     def total(self, values: np.ndarray) -> np.ndarray:
         sums = torch.from_numpy(values).to(self.device)
@@ -97,13 +115,16 @@ class DeepSpeedEngine:
     def state(self) -> dict[str, Any]:
         weights = whole_weights(self._engine.module.network)
         if not self.config.parallel.zero:
-            return {"network": weights, "optimizer": self.optimizer.state_dict()}
+            optimizer = self.optimizer.state_dict()
+            return {"network": weights, "optimizer": optimizer, "loss_scale": self.scale.state()}
         moments = read_state(self._engine.optimizer, self._trained())
         plain = optimizer_for(self.config, self._plain).state_dict()
-        return {"network": weights, "optimizer": plain | {"state": moments}}
+        optimizer = plain | {"state": moments}
+        return {"network": weights, "optimizer": optimizer, "loss_scale": self.scale.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._objective.network.load_state_dict(state["network"])
+        self.scale.load_state(state["loss_scale"])
         engine = self._engine
         if self.config.parallel.zero:
             fill_state(engine.optimizer, self._trained(), state["optimizer"]["state"])
@@ -131,17 +152,14 @@ def settings_of(config: TrainingConfig, ranks: int, replicas: int) -> dict[str, 
         zero["offload_optimizer"] = host
         if config.parallel.zero == 3:
             zero["offload_param"] = host
-    settings: dict[str, Any] = {
+    return {
         # DeepSpeed counts all processes; those that share phases have the same images.
         "train_batch_size": part * ranks * config.accumulation,
         "train_micro_batch_size_per_gpu": part,
         "gradient_accumulation_steps": config.accumulation,
-        "gradient_clipping": config.gradient_clipping or 0.0,
+        "gradient_clipping": (config.gradient_clipping or 0.0) if config.parallel.zero else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if config.precision == "bf16":
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return settings

@@ -23,7 +23,8 @@ from fullres.models.checkpointing import recomputed
 from fullres.models.stages.stage import Stage
 from fullres.ops.replicas import shared
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import begin_part, check_loss, part_of
+from fullres.pipeline.train.engine import begin_part, check_loss, part_of, settle
+from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -33,9 +34,10 @@ from fullres.pipeline.train.stages import stages_of
 class _Parts(nn.Module):
     """A stage as DeepSpeed runs it: one part of a step after the other."""
 
-    def __init__(self, config: TrainingConfig, stage: Stage) -> None:
+    def __init__(self, config: TrainingConfig, stage: Stage, objective: SegmentationLoss) -> None:
         super().__init__()
         self.config, self.stage = config, stage
+        self.casting = objective.casting
         self.step = self.part = 0
         self.fillers = nn.ParameterList()
 
@@ -45,7 +47,7 @@ class _Parts(nn.Module):
 
         def run(x: Tensor) -> Any:
             begin_part(self.config, step, part)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with self.casting(x):
                 return self.stage(x)
 
         return recomputed(self.stage, run, x) if self.config.activation_checkpointing else run(x)
@@ -70,8 +72,9 @@ class PipelineEngine:
         if self.replicas > 1:
             objective.group = self._group
             shared(objective.network, self._group)
-        partition = stages_of(config, objective.network, device)
-        self._parts = _Parts(config, Stage(objective.network, partition, self.index))
+        partition = stages_of(config, objective, device)
+        self._parts = _Parts(config, Stage(objective.network, partition, self.index), objective)
+        self.scale = LossScale(config.precision, device)
 
     @cached_property
     def _engine(self) -> Any:
@@ -79,13 +82,14 @@ class PipelineEngine:
         deepspeed = deepspeed_on(self.device)
         others = [deepspeed.pipe.LayerSpec(nn.Identity)] * (self.stages - 1)
         layers = [*others[: self.index], self._parts, *others[self.index :]]
-        settings = settings_of(self.config, self.replicas, self.replicas)
-        settings.pop("torch_autocast", None)  # it would not reach the loss
-        settings["zero_optimization"]["stage"] = 1  # 0 clips by the gradients of one stage alone
+        # ZeRO 0 clips by the gradients of one stage alone.
+        layout = self.config.parallel.model_copy(update={"zero": 1})
+        config = self.config.model_copy(update={"parallel": layout})
+        settings = settings_of(config, self.replicas, self.replicas)
         self.optimizer = self._optimizer()
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             module = deepspeed.pipe.PipelineModule(
-                layers, self.stages, loss_fn=self._loss, partition_method="uniform"
+                layers, self.stages, loss_fn=self._objective.of, partition_method="uniform"
             )
             engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=settings, dist_init_required=False
@@ -103,17 +107,15 @@ class PipelineEngine:
                 optimizer.add_param_group({**group, "params": [self._parts.fillers[-1]]})
         return optimizer
 
-    def _loss(self, output: Any, labels: Tensor) -> Tensor:
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self._objective.of(output, labels)
-
     def step(self, number: int, batch: Batch, rate: float) -> float:
         engine = self._engine
         set_learning_rate(self.optimizer, rate)
+        if self.scale.fp16:
+            engine.optimizer.override_loss_scale(self.scale.scale)
         self._parts.step, self._parts.part = number, 0
         loss = engine.train_batch(self._read(batch)).item()
-        check_loss(self.config, number, loss, batch)
+        check_loss(self.config, number, loss, batch, self.scale)
+        settle(self.config, number, batch, self.scale, not engine.optimizer.overflow)
         return loss
 
     def _read(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -132,18 +134,23 @@ class PipelineEngine:
     def state(self) -> dict[str, Any]:
         own, parameters = self._trained()
         moments = read_state(self._engine.optimizer, parameters, self._group)
-        every = self._joined({name: moments[i] for i, name in enumerate(own)})
+        every = self._joined({own[i]: kept for i, kept in moments.items()})
         plain = optimizer_for(self.config, self._plain)
-        state = {i: every[name] for i, name in enumerate(self._order())}
-        return {"network": self._weights(), "optimizer": plain.state_dict() | {"state": state}}
+        state = {i: every[name] for i, name in enumerate(self._order()) if name in every}
+        return {
+            "network": self._weights(), "optimizer": plain.state_dict() | {"state": state},
+            "loss_scale": self.scale.state(),
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._plain.load_state_dict(state["network"])
         for name, tensor in self._objective.network.state_dict().items():
             tensor.copy_(state["network"][name])
-        moments = dict(zip(self._order(), state["optimizer"]["state"].values(), strict=True))
-        own, parameters = self._trained()
-        fill_state(self._engine.optimizer, parameters, {i: moments[name] for i, name in enumerate(own)})
+        self.scale.load_state(state["loss_scale"])
+        order, (own, parameters) = self._order(), self._trained()
+        moments = {order[i]: kept for i, kept in state["optimizer"]["state"].items()}
+        of_stage = {i: moments[name] for i, name in enumerate(own) if name in moments}
+        fill_state(self._engine.optimizer, parameters, of_stage)
 
     def _order(self) -> list[str]:
         """Names of all parameters that are trained, as plain torch's optimizer counts them."""

@@ -16,14 +16,15 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from fullres.cluster.connection import first_line
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
+from fullres.cluster.elastic import ElasticTrainer
 from fullres.cluster.pipeline_engine import PipelineEngine
-from fullres.cluster.workers import Device, cluster_device, places
+from fullres.cluster.workers import cluster_device, places
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.checkpoint import WEIGHTS
@@ -49,13 +50,13 @@ class TrainingError(FullresError):
 
 
 class _Board:
-    """What the driver reads. `starts`: of each checkpoint that processes went on from, by its steps done, how
-    often."""
+    """What the driver reads. `starts`: of each checkpoint, by its steps done, that so many processes went on
+    from, how often."""
 
     def __init__(self) -> None:
         self.report: StepReport | None = None
         self.failure: str | None = None
-        self.starts: dict[int, int] = {}
+        self.starts: dict[tuple[int, int], int] = {}
         self.last = ""
 
     def told(self) -> tuple[StepReport | None, str | None]:
@@ -71,10 +72,11 @@ class _Board:
         """What a process died of, if it can say so."""
         self.last = f", the last of: {why}"
 
-    def begin(self, done: int) -> None:
-        """Fails where processes began too often after one checkpoint."""
-        self.starts[done] = self.starts.get(done, 0) + 1
-        if self.starts[done] > _RETRIES + 1:
+    def begin(self, done: int, workers: int) -> None:
+        """Fails where as many processes began too often after one checkpoint."""
+        key = (done, workers)
+        self.starts[key] = self.starts.get(key, 0) + 1
+        if self.starts[key] > _RETRIES + 1:
             self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
 
 
@@ -92,23 +94,28 @@ def fit(
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
     device = cluster_device()
-    layout = config.parallel.of(workers)
-    count = layout.workers or 1
-    config = config.model_copy(update={"parallel": layout})
-    _check(config, count, device)
+    config = config.model_copy(update={"parallel": config.parallel.of(workers)})
+    counts = config.worker_counts()
+    if counts[0] > (there := places(device)):
+        kind = "GPU" if device == "cuda" else "CPU"
+        raise ValueError(f"workers is {counts[0]}: each takes a {kind}, the cluster has {there}")
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
-    if layout.pipeline > 1:
-        described(config)
+    if config.parallel.pipeline > 1:
+        for count in counts:
+            described(config.on(count))
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     if from_scratch:
         forget(config)
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
-    resources = {"GPU": 1} if device == "cuda" else {"CPU": 1}
+    # On the driver's own node: whichever other is lost, what was told stays.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
+    resources: dict[str, float] = {"GPU": 1} if device == "cuda" else {"CPU": 1}
     out = Storage(config.out)
     config = config.model_copy(update={"out": out.anywhere})
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         _work,
+        counts=counts,
         train_loop_config={
             "config": config,
             "drop_head": drop_head,
@@ -116,9 +123,8 @@ def fit(
             "device": device,
             "folder": Path.cwd(),
         },
-        scaling_config=ScalingConfig(
-            num_workers=count, use_gpu=device == "cuda", resources_per_worker=resources
-        ),
+        use_gpu=device == "cuda",
+        resources_per_worker=resources,
         run_config=RunConfig(
             name="ray",
             storage_path=out.path,
@@ -149,27 +155,12 @@ def fit(
     return out.locate(WEIGHTS)
 
 
-def _fit(trainer: TorchTrainer, ended: list[BaseException | None]) -> None:
+def _fit(trainer: ElasticTrainer, ended: list[BaseException | None]) -> None:
     try:
         trainer.fit()
         ended.append(None)
     except BaseException as error:
         ended.append(error)
-
-
-def _check(config: TrainingConfig, workers: int, device: Device) -> None:
-    together = config.parallel.split * config.parallel.pipeline
-    replicas = workers // together
-    kind = "workers" if together == 1 else f"groups of {together} workers"
-    if config.batch_size % (replicas * config.accumulation):
-        raise ValueError(
-            f"batch_size is {config.batch_size}: no multiple of {replicas} {kind}"
-            + (f" times accumulation {config.accumulation}" if config.accumulation > 1 else "")
-        )
-    there = places(device)
-    if workers > there:
-        kind = "GPU" if device == "cuda" else "CPU"
-        raise ValueError(f"workers is {workers}: each takes a {kind}, the cluster has {there}")
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -185,13 +176,14 @@ def _work(settings: dict[str, Any]) -> None:
     config, board = settings["config"], settings["board"]
     if settings["folder"].is_dir():  # Ray Train leaves it, and paths in the configuration may be relative
         os.chdir(settings["folder"])
+    config = config.on(dist.get_world_size())  # as many as Ray Train found room for
     torch.set_num_threads(1)
     device = torch.device(settings["device"])
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     done = begun(config)
     if dist.get_rank() == 0:
-        ray.get(board.begin.remote(done))
+        ray.get(board.begin.remote(done, dist.get_world_size()))
     dist.barrier()
     if ray.get(board.told.remote())[1] is not None:
         return

@@ -37,9 +37,11 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
 def read_state(
     optimizer: Any, parameters: Sequence[nn.Parameter], group: Group | None = None
 ) -> dict[int, dict[str, Tensor]]:
-    """As "state" in a torch optimizer's state dict, in the memory of the host. After the first step. `group`:
-    the processes that divide it, None for all."""
+    """As "state" in a torch optimizer's state dict, in the memory of the host; none before the first step.
+    `group`: the processes that divide it, None for all."""
     inner, partitions = optimizer.optimizer, _partitions(optimizer)
+    if not inner.state:
+        return {}
     read = _read_third if _is_third(parameters[0]) else _read_part
     steps = {name: v.cpu() for kept in inner.state.values() for name, v in kept.items() if name == "step"}
     return {
@@ -52,6 +54,8 @@ def fill_state(
     optimizer: Any, parameters: Sequence[nn.Parameter], state: Mapping[int, Mapping[str, Tensor]]
 ) -> None:
     """The inverse of `read_state`, before the first step."""
+    if not state:
+        return
     inner, partitions = optimizer.optimizer, _partitions(optimizer)
     fill = _fill_third if _is_third(parameters[0]) else _fill_part
     for partition in partitions:

@@ -1,5 +1,6 @@
 """`fullres train CONFIG.toml`: train a network, in one process or by the workers of a Ray cluster."""
 
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,9 +113,11 @@ def train(
         bool, typer.Option("--from-scratch", help="Do not go on from the last checkpoint: begin afresh.")
     ] = False,
     workers: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, help="Train on Ray with so many processes that share each batch, one a GPU or one a CPU."
+            metavar="N|LEAST-MOST",
+            help="Train on Ray with so many processes that share each batch, one a GPU or one a CPU; 2-8: "
+            "with as many as the cluster has room for, while nodes leave and join.",
         ),
     ] = None,
     address: AddressOption = None,
@@ -124,7 +127,8 @@ def train(
     config = read_config(config_path, changes or [])
     if drop_head and config.model.weights is None:
         fail("--drop-head: no weights to start from: the configuration names none under model")
-    on_ray = workers is not None or config.parallel.workers is not None
+    most, least = _worker_range(workers)
+    on_ray = most is not None or config.parallel.workers is not None
     if address is not None and not on_ray:
         fail(f"--address is '{address}': say how many --workers there are to be")
     if threads is not None:
@@ -133,12 +137,13 @@ def train(
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        laid_out = config.model_copy(update={"parallel": config.parallel.of(most, least)})
         if dry_run:
-            _describe(config, config.parallel.of(workers) if on_ray else None)
+            _describe(config, laid_out if on_ray else None)
         else:
             with _progress(config) as show:
                 if on_ray:
-                    weights = _on_workers(config, workers, address, show, drop_head, from_scratch)
+                    weights = _on_workers(laid_out, address, show, drop_head, from_scratch)
                 else:
                     weights = fit(config, device, show, drop_head, from_scratch)
             print(weights)
@@ -146,23 +151,29 @@ def train(
         fail(error)
 
 
+def _worker_range(text: str | None) -> tuple[int | None, int | None]:
+    """The most and the least of `--workers`; the least is None where there is one number alone."""
+    if text is None:
+        return None, None
+    numbers = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", text)
+    if numbers is None or (numbers[2] and int(numbers[1]) > int(numbers[2])):
+        fail(f"--workers is '{text}': a number, or the least and the most, e.g. 2-8")
+    return (int(numbers[2]), int(numbers[1])) if numbers[2] else (int(numbers[1]), None)
+
+
 def _on_workers(
-    config: TrainingConfig,
-    workers: int | None,
-    address: str | None,
-    show: Any,
-    drop_head: bool,
-    from_scratch: bool,
+    config: TrainingConfig, address: str | None, show: Any, drop_head: bool, from_scratch: bool
 ) -> str:
     # Ray and DeepSpeed are imported where they are needed: they take seconds.
     from fullres.cluster import training
     from fullres.cluster.connection import ray_cluster
 
-    with ray_cluster(address, config.parallel.of(workers).workers or 1):
-        return training.fit(config, workers, show, drop_head, from_scratch)
+    with ray_cluster(address, config.worker_counts()[0]):
+        return training.fit(config, None, show, drop_head, from_scratch)
 
 
-def _describe(config: TrainingConfig, layout: ParallelConfig | None) -> None:
+def _describe(config: TrainingConfig, laid_out: TrainingConfig | None) -> None:
+    """`laid_out`: the same with its layout as the workers have it; None: in this process."""
     frames = Frames(config.data)
     print(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), end="")
     with torch.device("meta"):
@@ -172,12 +183,15 @@ def _describe(config: TrainingConfig, layout: ParallelConfig | None) -> None:
         f"{config.model.name} with {parameters / 1e6:.2f}M parameters, {len(frames.known.classes)} classes; "
         f"{len(frames)} images, {epochs:.1f} epochs"
     )
-    if layout is not None:
-        phases = f", {layout.split} share the phases of each" if layout.split > 1 else ""
-        stages = f", {layout.pipeline} stages" if layout.pipeline > 1 else ""
-        console.print(f"{layout.workers} workers: {layout.data} parts of every batch{phases}{stages}")
-        if layout.pipeline > 1:
-            _describe_stages(described(config.model_copy(update={"parallel": layout})), config.accumulation)
+    if laid_out is not None:
+        counts, parallel = laid_out.worker_counts(), laid_out.parallel
+        phases = f", {parallel.split} share the phases of each" if parallel.split > 1 else ""
+        stages = f", {parallel.pipeline} stages" if parallel.pipeline > 1 else ""
+        fewer = f" (or {', '.join(map(str, counts[:-1]))})" if len(counts) > 1 else ""
+        parts = counts[-1] // parallel.together
+        console.print(f"{counts[-1]}{fewer} workers: {parts} parts of every batch{phases}{stages}")
+        if parallel.pipeline > 1:
+            _describe_stages(described(laid_out.on(counts[-1])), config.accumulation)
 
 
 def _describe_stages(found: Partition, parts: int) -> None:

@@ -69,15 +69,18 @@ class Uncuttable(ValueError):
     """The network can't be cut into stages."""
 
 
-def calls_of(network: nn.Module, shape: tuple[int, ...], device: torch.device, bf16: bool = False) -> Calls:
+def calls_of(
+    network: nn.Module, shape: tuple[int, ...], device: torch.device, autocast: torch.dtype | None = None
+) -> Calls:
     """What `network` does in training to images of this shape (N, 3, H, W) and of its parameters' dtype.
-    Nothing is computed, and its running statistics stay. Parameters must be on `device`.
+    `autocast`: what layers compute in. Nothing is computed, and its running statistics stay. Parameters must
+    be on `device`.
 
     Raises Uncuttable where it decides by the values of features.
     """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        torch.autocast(device.type, autocast, enabled=autocast is not None),
     ):
         images = torch.empty(shape, dtype=next(network.parameters()).dtype, device=device)
         recorder = _Recorder(network, images)

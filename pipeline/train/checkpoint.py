@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from fullres.models.weights import WeightsInfo, damaged_entry, not_finite, weights_file
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.optimizer import MOMENTS
 
-_ENTRIES = {"step", "config", "network", "optimizer", "course"}
+_ENTRIES = {"step", "config", "network", "optimizer", "loss_scale", "course"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 BEST, WEIGHTS = "best.safetensors", "weights.safetensors"
 
@@ -55,7 +56,7 @@ def check_space(config: TrainingConfig, out: Storage, network: nn.Module) -> Non
         return
     folder = Path(out.path)
     folder.mkdir(parents=True, exist_ok=True)
-    moments = {"adam": 2, "adamw": 2, "sgd": 1}[config.optimizer]
+    moments = MOMENTS[config.optimizer]
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     needed = sum(t.nbytes for t in network.state_dict().values()) + trained * moments
     count = config.keep_checkpoints + 1 + (config.evaluate_every is not None)

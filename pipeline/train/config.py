@@ -13,6 +13,8 @@ from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.datasets.folder import folder
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class Section(BaseModel):
     """A part of a configuration: no other fields than these."""
@@ -153,14 +155,15 @@ class ParallelConfig(Section):
     """How the processes of a training on a cluster divide it; there are `data` times `split` times `pipeline`
     of them.
 
-    `data`: each computes another part of every batch. `split`: so many see the same part, and share the
-    phases that an SMP draws. `pipeline`: so many have a stage of the network each, through which the
-    `accumulation` parts of a batch follow each other; it is best many times higher. `zero`: what each keeps a
-    share of instead of all, DeepSpeed's ZeRO stage: 1 the optimizer's state, 2 and gradients, 3 and
-    parameters. `offload`: in the memory of the host.
+    `data`: each computes another part of every batch. `least`: as few of them will do while the cluster has
+    no room for more. `split`: so many see the same part, and share the phases that an SMP draws. `pipeline`:
+    so many have a stage of the network each, through which the `accumulation` parts of a batch follow each
+    other; it is best many times higher. `zero`: what each keeps a share of instead of all, DeepSpeed's ZeRO
+    stage: 1 the optimizer's state, 2 and gradients, 3 and parameters. `offload`: in the memory of the host.
     """
 
     data: int | None = Field(default=None, ge=1)
+    least: int | None = Field(default=None, ge=1)
     split: int = Field(default=1, ge=1)
     pipeline: int = Field(default=1, ge=1)
     zero: Literal[0, 1, 2, 3] = 0
@@ -172,23 +175,36 @@ class ParallelConfig(Section):
             raise ValueError("offload is true: needs zero, 1 to 3")
         if self.pipeline > 1 and (self.split > 1 or self.zero > 1 or self.offload):
             raise ValueError(f"pipeline is {self.pipeline}: with split 1, zero 0 or 1, and not with offload")
+        if self.least is not None and self.least > (self.data or 0):
+            raise ValueError(f"least is {self.least}: needs data, and no less than that")
         return self
 
-    def of(self, workers: int | None) -> "ParallelConfig":
-        """With `data` as it is on so many workers; None: as it says. Raises ValueError where it does not
-        multiply up to them."""
-        together = self.split * self.pipeline  # one of them is 1
-        data = self.data or (1 if workers is None else max(1, workers // together))
-        if workers is not None and data * together != workers:
+    @property
+    def together(self) -> int:
+        """Workers that see the same part of a batch: one of the factors is 1."""
+        return self.split * self.pipeline
+
+    @property
+    def _what(self) -> str:
+        return f"pipeline {self.pipeline}" if self.pipeline > 1 else f"split {self.split}"
+
+    def of(self, workers: int | None, least: int | None = None) -> "ParallelConfig":
+        """With `data` as it is on so many workers, and `least` on the least of them; None: as it says. Raises
+        ValueError where it does not multiply up to them."""
+        data = self.data or (1 if workers is None else max(1, workers // self.together))
+        if workers is not None and data * self.together != workers:
             said = f"data {self.data} times" if self.data else "a multiple of"
-            what = "pipeline" if self.pipeline > 1 else "split"
-            raise ValueError(f"workers is {workers}: parallel asks for {said} {what} {together}")
-        return self.model_copy(update={"data": data})
+            raise ValueError(f"workers is {workers}: parallel asks for {said} {self._what}")
+        if least is not None and least % self.together:
+            raise ValueError(f"workers is {least}-{workers}: parallel asks for multiples of {self._what}")
+        return self.model_copy(
+            update={"data": data, "least": self.least if least is None else least // self.together}
+        )
 
     @property
     def workers(self) -> int | None:
         """None: a training in one process, by plain torch."""
-        return None if self == ParallelConfig() else (self.data or 1) * self.split * self.pipeline
+        return None if self == ParallelConfig() else (self.data or 1) * self.together
 
 
 class TrainingConfig(Section):
@@ -203,8 +219,9 @@ class TrainingConfig(Section):
     before that it rises for `warm_up` steps. `gradient_clipping`: the largest norm of all gradients.
     `report_every`: steps whose mean loss is a line of the metrics. `checkpoint_every`: steps after which a
     checkpoint is written; the last `keep_checkpoints` stay, and that of the best evaluation.
-    `evaluate_every`: steps after which the validation split is scored. `activation_checkpointing`: keep what
-    blocks of the network read alone, and compute them once more for the gradients.
+    `evaluate_every`: steps after which the validation split is scored. `precision`: what layers compute in
+    where they can; parameters and optimizer are fp32. `activation_checkpointing`: keep what blocks of the
+    network read alone, and compute them once more for the gradients.
     """
 
     model: ModelConfig
@@ -228,7 +245,7 @@ class TrainingConfig(Section):
     final_share: float = Field(default=0.01, gt=0, le=1)
     warm_up: int = Field(default=0, ge=0)
     gradient_clipping: float | None = Field(default=None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     activation_checkpointing: bool = False
     report_every: int = Field(default=20, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
@@ -277,6 +294,27 @@ class TrainingConfig(Section):
                 " neither"
             )
         return self
+
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that `parallel` allows and that divide a batch, from the least to the most.
+        Raises ValueError where there is none."""
+        most = self.parallel.data or 1
+        least, together = self.parallel.least or most, self.parallel.together
+        part = self.batch_size // self.accumulation
+        if counts := [data * together for data in range(least, most + 1) if part % data == 0]:
+            return counts
+        kind = "workers" if together == 1 else f"groups of {together} workers"
+        raise ValueError(
+            f"batch_size is {self.batch_size}: no multiple of "
+            + (f"{most} {kind}" if least == most else f"any number of {kind} from {least} to {most}")
+            + (f" times accumulation {self.accumulation}" if self.accumulation > 1 else "")
+        )
+
+    def on(self, workers: int) -> "TrainingConfig":
+        """As it is on so many of them."""
+        data = workers // self.parallel.together
+        parallel = self.parallel.model_copy(update={"data": data, "least": None})
+        return self.model_copy(update={"parallel": parallel})
 
     def identity(self) -> str:
         """What must agree for a checkpoint to be gone on from."""

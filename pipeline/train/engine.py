@@ -15,6 +15,7 @@ from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.network import initial_network
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import freeze, optimizer_for, set_learning_rate
@@ -22,7 +23,10 @@ from fullres.pipeline.train.samples import Batch
 
 
 class Diverged(ValueError):
-    """The loss is no finite number. Nothing was changed by the step."""
+    """The loss, or in fp16 a gradient, is no finite number. Nothing was changed by the step."""
+
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine(Protocol):
@@ -36,7 +40,9 @@ class Engine(Protocol):
     device: torch.device
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
-        """One step with this process's part of the batch; the loss of the whole batch. Raises Diverged."""
+        """One step with this process's part of the batch; the loss of the whole batch. In fp16 a step whose
+        loss or gradients overflow changes nothing but the scale of the next ones, while a lower one is left.
+        Raises Diverged."""
         ...
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -50,7 +56,7 @@ class Engine(Protocol):
 
     def state(self) -> dict[str, Any]:
         """ "network" and "optimizer": what `torch.optim` and `nn.Module` call their state dicts, whole, the
-        same whatever the engine."""
+        same whatever the engine. "loss_scale": of `LossScale`."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
@@ -69,7 +75,9 @@ def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head:
         setattr(network, option, getattr(config, option))
     freeze(config, network)
     by_block = config.activation_checkpointing and "activation_checkpointing" not in options
-    return SegmentationLoss(network, known.ignore_index, checkpointed=by_block)
+    return SegmentationLoss(
+        network, known.ignore_index, checkpointed=by_block, autocast=_AUTOCAST[config.precision]
+    )
 
 
 def begin_part(config: TrainingConfig, number: int, index: int) -> None:
@@ -85,12 +93,24 @@ def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.devi
     return normalise(part.images.to(device), torch.float32), part.labels.to(device).long()
 
 
-def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch) -> None:
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"loss is {loss} at step {number}: lower learning_rate (now {config.learning_rate}); its batch: "
-            + ", ".join(batch.files)
-        )
+def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch, scale: LossScale) -> None:
+    """Before a step. Raises Diverged where no lower scale is left to try."""
+    if scale.least and not math.isfinite(loss):
+        raise _diverged(config, number, f"loss is {loss}", batch)
+
+
+def settle(config: TrainingConfig, number: int, batch: Batch, scale: LossScale, finite: bool) -> None:
+    """After a step, which was skipped where gradients are not finite. Raises as `check_loss`."""
+    if scale.least and not finite:
+        raise _diverged(config, number, "gradients are no finite numbers", batch)
+    scale.update(finite)
+
+
+def _diverged(config: TrainingConfig, number: int, what: str, batch: Batch) -> Diverged:
+    return Diverged(
+        f"{what} at step {number}: lower learning_rate (now {config.learning_rate}); its batch: "
+        + ", ".join(batch.files)
+    )
 
 
 class PlainEngine:
@@ -103,6 +123,8 @@ class PlainEngine:
         self.config, self.device = config, device
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optimizer_for(config, objective.network)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scale = LossScale(config.precision, device)
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
         set_learning_rate(self.optimizer, rate)
@@ -111,16 +133,15 @@ class PlainEngine:
         for index in range(parts):
             begin_part(self.config, number, index)
             images, labels = part_of(self.config, index, batch, self.device)
-            bf16 = self.config.precision == "bf16"
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                loss = self.objective(images, labels) / parts
-            loss.backward()
+            loss = self.objective(images, labels) / parts
+            (loss * self.scale.scale).backward()
             total += loss.item()
-        check_loss(self.config, number, total, batch)
-        if self.config.gradient_clipping is not None:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.config.gradient_clipping)
-        self.optimizer.step()
+        check_loss(self.config, number, total, batch, self.scale)
+        if finite := self.scale.unscale(self.trained):
+            if self.config.gradient_clipping is not None:
+                nn.utils.clip_grad_norm_(self.trained, self.config.gradient_clipping)
+            self.optimizer.step()
+        settle(self.config, number, batch, self.scale, finite)
         return total
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -132,8 +153,10 @@ class PlainEngine:
     def state(self) -> dict[str, Any]:
         return {
             "network": self.objective.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.scale.state(),
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.objective.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scale.load_state(state["loss_scale"])

@@ -5,6 +5,7 @@ had not been, and the same configuration on the same machine ends with the same 
 """
 
 import json
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
@@ -167,7 +169,8 @@ def _evaluate(
     records: Records | None,
 ) -> None:
     """The mean IoU goes into `course`; where none was better, the step too."""
-    found, picture = score(engine.network(), validation, engine, config.precision)
+    precision: Precision = "bf16" if config.precision == "bf16" else "fp32"
+    found, picture = score(engine.network(), validation, engine, precision)
     course.mean_iou = found.mean_iou
     if course.best is None or found.mean_iou > course.best:
         course.best, course.best_step = found.mean_iou, done
@@ -180,6 +183,12 @@ def _memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _mean(losses: list[float]) -> float:
+    """Without those that overflowed in fp16, whose steps were skipped."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class _Meter:
@@ -210,7 +219,7 @@ class _Meter:
         """Takes the losses out of `course`."""
         passed = max(1e-9, time.monotonic() - self.begun)
         report = StepReport(
-            done, self.config.steps, sum(course.losses) / len(course.losses),
+            done, self.config.steps, _mean(course.losses),
             learning_rate(self.config, done - 1), self.images / passed, self.waited / passed,
             _memory(), course.mean_iou,
         )  # fmt: skip

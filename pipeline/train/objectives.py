@@ -5,7 +5,8 @@ and `ignore_index`.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class SegmentationLoss(nn.Module):
     """A network and its objective as one module, which is what optimizers, engines and pipelines wrap:
     images N x 3 x H x W (normalised) and labels N x H x W to a scalar with gradient. With a `group` of
     replicas the mean of their scalars is that of the whole batch (`ops.replicas`). `checkpointed`: see
-    `models.checkpointing`.
+    `models.checkpointing`. `autocast`: the float type that layers compute in where they can; None: fp32.
 
     All pixels ignored: 0, with zero gradient, but for class probabilities, where the ignored share is
     predicted too.
@@ -45,9 +46,11 @@ class SegmentationLoss(nn.Module):
         ignore_index: int = 255,
         group: Group | None = None,
         checkpointed: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.group = group
+        self.autocast = autocast
         self.checkpointed = checkpointed
         self.network = network
         self.ignore_index = ignore_index
@@ -55,14 +58,18 @@ class SegmentationLoss(nn.Module):
         self.loss: Loss | None = getattr(network, "loss", None)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        with blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
+        with self.casting(images), blocks_checkpointed(self.network) if self.checkpointed else nullcontext():
             output = self.network(images)
         return self.of(output, labels)
 
     def of(self, output: Output, labels: Tensor) -> Tensor:
         """What the network returned, to the scalar."""
-        with counted_over(self.group):
+        with self.casting(labels), counted_over(self.group):
             return objective(output, labels, self.ignore_index, self.align_corners, self.loss)
+
+    def casting(self, like: Tensor) -> AbstractContextManager[Any]:
+        """In which layers compute in `autocast`, on the device of `like`."""
+        return nullcontext() if self.autocast is None else torch.autocast(like.device.type, self.autocast)
 
 
 def objective(

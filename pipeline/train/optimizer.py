@@ -10,6 +10,7 @@ from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.train.config import TrainingConfig
 
 _MOMENTUM = 0.9
+MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}  # tensors of the size of a parameter that an optimizer keeps
 
 
 def optimizer_for(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -57,6 +57,8 @@ def trained(engine_of, config, first, last, state=None):
     engine = engine_of(config, objective, torch.device("cpu"))
     if state is not None:
         engine.load_state(deepcopy(state))  # torch goes on in the same tensors
+    elif engine.scale.fp16:
+        engine.scale.scale = 2.0**10  # each worker's gradients are larger than one's: none overflows
     losses = []
     for step in range(first, last):
         batch = part_of(batch_of(step), config, engine.replica, engine.replicas)

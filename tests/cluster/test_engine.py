@@ -41,6 +41,10 @@ CASES = {
         "phases": (1, 1, 1, 4),
         "learning_rate": 1e-4,
     },
+    **{
+        f"fp16, {layout}": {**LAYOUTS[layout], "precision": "fp16", "gradient_clipping": 0.5}
+        for layout in ("replicas", "gradients divided", "parameters divided")
+    },
     "checkpointed": {"activation_checkpointing": True, "phases": (2, 1, 2, 1), "learning_rate": 1e-4},
     # At the end: DeepSpeed makes no other engine in a process that had a pipeline.
     "pipeline": {"parallel": {"pipeline": 2}, "accumulation": 3},
@@ -91,6 +95,12 @@ ALL = [
 ]
 
 
+def checkpoint(name, results):
+    """What to go on from. In fp16 the gradients of the next step overflow."""
+    _, state = results
+    return {**state, "loss_scale": {"scale": 2.0**40, "good": 0}} if "fp16" in name else state
+
+
 @pytest.fixture(scope="module")
 def plain():
     """By plain torch: the first steps, those behind them, and what both left."""
@@ -101,7 +111,10 @@ def plain():
         key = repr(alone)
         if key not in known:
             before = trained(PlainEngine, config_of(alone), 0, BEFORE)
-            known[key] = before, trained(PlainEngine, config_of(alone), BEFORE, AFTER, before[1])
+            known[key] = (
+                before,
+                trained(PlainEngine, config_of(alone), BEFORE, AFTER, checkpoint(name, before)),
+            )
         return known[key]
 
     return run
@@ -116,7 +129,7 @@ def divided(tmp_path_factory, plain):
         if ranks not in known:
             names = OF_MANY.get(ranks, [name for name in CASES if name not in OF_FOUR])
             cases = [(CASES[n], 0, BEFORE, None) for n in names]
-            cases += [(CASES[n], BEFORE, AFTER, plain(n)[0][1]) for n in names]
+            cases += [(CASES[n], BEFORE, AFTER, checkpoint(n, plain(n)[0])) for n in names]
             results = processes(tmp_path_factory.mktemp("engine"), ranks, cases)
             known[ranks] = dict(zip(names, zip(results, results[len(names) :], strict=False), strict=True))
         return known[ranks][name]
@@ -145,10 +158,13 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize(("ranks", "name"), ALL)
 def test_steps_are_those_of_plain_torch(divided, plain, ranks, name):
+    # Halves of a batch round otherwise in fp16. A scale left in, or clipped with, shows all the same.
+    of_loss, of_network, of_moments = (1e-3, 0.3, 0.3) if "fp16" in name else (1e-5, 1e-5, 0.03)
     for (losses, state), (expected_losses, expected) in zip(divided(ranks, name), plain(name), strict=True):
-        assert losses == pytest.approx(expected_losses, rel=1e-5)
-        assert_close(state["network"], expected["network"], 1e-5)
+        assert losses == pytest.approx(expected_losses, rel=of_loss)
+        assert_close(state["network"], expected["network"], of_network)
+        assert state["loss_scale"] == expected["loss_scale"]
         moments, reference = (s["optimizer"]["state"] for s in (state, expected))
         assert moments.keys() == reference.keys()
         for index, kept in reference.items():
-            assert_close(moments[index], kept, 0.03)
+            assert_close(moments[index], kept, of_moments)

@@ -1,28 +1,30 @@
 """A training on Ray workers is the one in this process, whatever happens to them."""
 
-import json
 import os
 import re
 import shutil
-import signal
 import threading
-import time
 from contextlib import contextmanager
 
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
-from fullres.pipeline.data.images import read_image, write_png
+from fullres.pipeline.data.images import read_image
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.scenes import render_scene
+from tests.cluster.trainings import (
+    STEPS,
+    assert_close,
+    assert_equal,
+    checkpoints,
+    configuration,
+    kill_a_worker_of,
+    one_line,
+    write_root,
+)
 from tests.clusters import cluster_of
 from tests.pipeline.data.object_stores import BUCKETS, CREDENTIALS
-
-STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +39,13 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Scenes of which some have hardly a labelled pixel, so that workers' counts differ."""
-    root = tmp_path_factory.mktemp("root")
-    for split, count in (("train", 7), ("val", 3)):
-        for i in range(count):
-            image, labels = render_scene(i, 72, 88)
-            if i % 3 == 0:
-                labels[8:] = 255
-            write_png(root / f"images/{split}/{i}.png", image)
-            write_png(root / f"labels/{split}/{i}.png", labels)
-    return root
+    return write_root(tmp_path_factory.mktemp("root"))
 
 
 @pytest.fixture
 def train(cluster, root, tmp_path):
-    def run(out, workers, *changes, model="smp18", width=0.0625):
-        config = tmp_path / "config.toml"
-        config.write_text(f"""
-out = "{tmp_path / out}"
-steps = {STEPS}
-batch_size = 4
-crop = [64, 64]
-optimizer = "sgd"
-learning_rate = 1e-3
-schedule = "poly"
-checkpoint_every = 3
-[model]
-name = "{model}"
-width = {width}
-[data]
-dataset = "folder"
-classes = 19
-root = "{root}"
-workers = 0
-""")
+    def run(out, workers, *changes, **network):
+        config = configuration(tmp_path, out, root, **network)
         asked = (
             ["--threads", "1"] if workers is None else ["--workers", workers, "--address", cluster.address]
         )
@@ -78,33 +53,6 @@ workers = 0
         return CliRunner().invoke(app, ["train", str(config), *changed, *map(str, asked)])
 
     return run
-
-
-def course_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-MEASURED = {"images_per_second", "waiting", "memory"}
-
-
-def without_measured(folder):
-    return [{name: v for name, v in line.items() if name not in MEASURED} for line in course_of(folder)]
-
-
-def assert_equal(folder, reference):
-    assert without_measured(folder) == without_measured(reference)
-    for name in ("weights.safetensors", "summary.json"):
-        assert (folder / name).read_bytes() == (reference / name).read_bytes()
-
-
-def assert_close(folder, reference):
-    """But for rounding. A pixel on the edge between two classes changes the mean IoU."""
-    for line, expected in zip(course_of(folder), course_of(reference), strict=True):
-        for name, tolerance in {"loss": 1e-5, "mean_iou": 1e-2}.items():
-            assert line.get(name, 0) == pytest.approx(expected.get(name, 0), rel=tolerance)
-    ours, theirs = (load_file(f / "weights.safetensors") for f in (folder, reference))
-    for name, expected in theirs.items():
-        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
@@ -117,8 +65,9 @@ def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
     ):  # fmt: skip
         result = train(out, workers, *changes, *layout)
         assert result.exit_code == 0, result.output
+    assert_equal(tmp_path / "one", tmp_path / "plain")
+    assert_close(tmp_path / "two", tmp_path / "plain")
     for out in ("one", "two"):
-        assert_close(tmp_path / out, tmp_path / "plain")
         pictures = [read_image(tmp_path / run / f"pictures/step-{STEPS:08d}.png") for run in (out, "plain")]
         truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
         assert (truths[0] == truths[1]).all()
@@ -134,26 +83,6 @@ def test_accumulated_parts_of_a_network_with_dropout_and_auxiliary_losses(train,
             assert result.exit_code == 0, result.output
     assert_equal(tmp_path / "on-1", tmp_path / "plain-1")
     assert_close(tmp_path / "on-2", tmp_path / "plain-2")
-
-
-def workers_of_training():
-    """Process ids of Ray Train's workers."""
-    every = psutil.process_iter(["cmdline"])
-    return [p.pid for p in every if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-
-
-def checkpoints(folder):
-    """Without those that are being written."""
-    return set(folder.glob("checkpoints/step-*.pt"))
-
-
-def kill_a_worker_of(folder, killed):
-    """Once it has a checkpoint."""
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not checkpoints(folder):
-        time.sleep(0.01)
-    killed.extend(workers_of_training()[:1])
-    os.kill(killed[0], signal.SIGKILL)
 
 
 def test_a_killed_worker_changes_nothing(train, tmp_path):
@@ -243,13 +172,6 @@ def test_an_object_store_is_gone_on_in(train, tmp_path):
     assert_equal(tmp_path / "stored", tmp_path / "plain")
 
 
-def one_line(result):
-    assert result.exit_code == 2, result.output
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in result.output
-    return line
-
-
 def test_what_cannot_be_read_ends_the_training_with_one_line(train, root, tmp_path):
     shutil.copytree(root, tmp_path / "root")
     (tmp_path / "root/images/train/3.png").write_bytes(b"\x89PNG")
@@ -271,6 +193,9 @@ def test_a_loss_that_diverges_ends_the_training_with_one_line(train, tmp_path):
         (3, "batch_size=6", "workers is 3: each takes a CPU, the cluster has 2"),
         (2, "batch_size=5", "batch_size is 5: no multiple of 2 workers"),
         (2, "accumulation=4", "batch_size is 4: no multiple of 2 workers times accumulation 4"),
+        ("2-4", "batch_size=5", "batch_size is 5: no multiple of any number of workers from 2 to 4"),
+        ("3-4", "batch_size=6", "workers is 3: each takes a CPU, the cluster has 2"),
+        ("4-2", "batch_size=4", "--workers is '4-2': a number, or the least and the most, e.g. 2-8"),
         (2, "data.root=nowhere", "nowhere: no such folder"),
     ],
 )

@@ -223,6 +223,8 @@ def test_a_layout_is_told_before_it_runs(run):
     }  # fmt: skip
     result = run(*shared, options=("--dry-run",))
     assert "2 workers: 1 parts of every batch, 2 share" in result.stderr
+    result = run("batch_size=6", options=("--dry-run", "--workers", "1-5"))
+    assert "3 (or 1, 2) workers: 3 parts of every batch" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,8 @@ def test_a_layout_is_told_before_it_runs(run):
             "workers is 3: parallel asks for a multiple of split 2",
         ),
         (["parallel.data=2"], ("--workers", "3"), "workers is 3: parallel asks for data 2 times split 1"),
+        (["parallel.least=3"], (), "parallel.least is 3: needs data, and no less than that"),
+        (["batch_size=3"], ("--dry-run", "--workers", "2"), "batch_size is 3: no multiple of 2 workers"),
     ],
 )  # fmt: skip
 def test_layouts_that_are_none(run, tmp_path, changes, options, message):

@@ -192,7 +192,7 @@ def test_a_network_that_does_other_things_than_when_it_was_cut_is_refused():
 
 def test_bf16_features_cross_as_what_they_are():
     network, images = network_of("fcn8s18"), torch.rand(SHAPE)
-    found = partition(calls_of(network, SHAPE, CPU, bf16=True), 2)
+    found = partition(calls_of(network, SHAPE, CPU, torch.bfloat16), 2)
     stages = [Stage(deepcopy(network), found, index) for index in range(2)]
     with torch.autocast("cpu", torch.bfloat16):
         expected = deepcopy(network)(images)

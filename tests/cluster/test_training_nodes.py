@@ -1,0 +1,150 @@
+"""A training on nodes that are lost and that join is the undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from fullres.cluster import elastic
+from fullres.jobs.cli import app
+from tests.cluster.trainings import (
+    assert_close,
+    assert_equal,
+    configuration,
+    workers_of_training,
+    write_root,
+)
+from tests.clusters import cluster_of, node_of
+
+pytestmark = pytest.mark.slow
+
+# Steps that are long enough for Ray to notice what happens to nodes.
+CHANGES = ("steps=60", "crop=[160, 160]", "model.name=fcn8s18", "model.width=0.125")
+SLOWLY = "learning_rate=3e-7"  # other numbers of workers round otherwise, of which learning makes more
+
+
+@pytest.fixture
+def cluster():
+    """Its head has room for one worker."""
+    cluster = cluster_of(1, 128)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_root(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture
+def train(cluster, root, tmp_path):
+    def run(out, workers, *changes):
+        asked = arguments(tmp_path, out, root, cluster, workers, *changes)
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 0, result.output
+
+    return run
+
+
+def arguments(folder, out, root, cluster, workers, *changes):
+    config = configuration(folder, out, root)
+    asked = ["train", str(config), "--workers", workers, "--address", cluster.address]
+    return [*asked, *(word for change in (*CHANGES, *changes) for word in ("--set", change))]
+
+
+@contextmanager
+def meanwhile(run, out):
+    """What is inside happens while `run` trains, behind its first checkpoint in `out`. Nodes are added by the
+    main thread alone."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        until(lambda: running.done() or (out / "checkpoint.pt").exists())
+        assert not running.done()
+        yield running
+        running.result()
+
+
+def until(true):
+    deadline = time.monotonic() + 200
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def workers_below(node):
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return {child.pid for child in raylet.children(recursive=True)} & set(workers_of_training())
+
+
+def lose(node, running):
+    """Its raylet and its workers, at work, at once: workers alone would train on for some seconds."""
+    assert workers_below(node)
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    for process in (raylet, *raylet.children(recursive=True)):
+        os.kill(process.pid, signal.SIGKILL)
+    assert not running.done()
+
+
+def test_a_lost_node_is_waited_for(cluster, train, tmp_path):
+    """Two workers, one of them on a node that is lost and comes again."""
+    node = cluster.add_node(**node_of(1, 128))
+    train("undisturbed", "2")
+
+    with meanwhile(lambda: train("disturbed", "2"), tmp_path / "disturbed") as running:
+        lose(node, running)
+        time.sleep(5)
+        cluster.add_node(**node_of(1, 128))
+    assert_equal(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+def test_a_lost_nodes_workers_go_elsewhere(cluster, train, tmp_path):
+    nodes = [cluster.add_node(**node_of(2, 128)) for _ in range(2)]
+    train("undisturbed", "2")
+
+    with meanwhile(lambda: train("disturbed", "2"), tmp_path / "disturbed") as running:
+        lose(next(node for node in nodes if workers_below(node)), running)
+    assert_equal(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+def test_fewer_workers_go_on_without_a_lost_node(cluster, train, tmp_path):
+    """Of one to three workers two, as three do not divide the batch; then one."""
+    node = cluster.add_node(**node_of(2, 128))
+    train("undisturbed", "2", SLOWLY)
+    with meanwhile(lambda: train("disturbed", "1-3", SLOWLY), tmp_path / "disturbed") as running:
+        assert len(workers_of_training()) == 2
+        lose(node, running)
+    assert_close(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+def test_a_node_that_joins_is_used(cluster, train, tmp_path, monkeypatch):
+    """Ray counts its nodes every 20 seconds."""
+    monkeypatch.setattr(elastic, "_LOOKS", 1.0)
+    long = ("crop=[384, 384]", "model.width=0.25", SLOWLY)
+    train("undisturbed", "1", *long)
+
+    with meanwhile(lambda: train("disturbed", "1-2", *long), tmp_path / "disturbed") as running:
+        node = cluster.add_node(**node_of(1, 128))
+        until(lambda: running.done() or workers_below(node))
+        assert not running.done()
+    assert_close(tmp_path / "disturbed", tmp_path / "undisturbed")
+
+
+def test_the_command_goes_on_after_its_own_death(cluster, train, root, tmp_path):
+    cluster.add_node(**node_of(1, 128))
+    train("undisturbed", "2")
+    asked = arguments(tmp_path, "disturbed", root, cluster, "2")
+    process = subprocess.Popen([sys.executable, "-m", "fullres.jobs.cli", *asked])
+    until((tmp_path / "disturbed/checkpoint.pt").exists)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "disturbed/weights.safetensors").exists()
+    until(lambda: not workers_of_training())
+    train("disturbed", "2")
+    assert_equal(tmp_path / "disturbed", tmp_path / "undisturbed")
