@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
 from fullres.models.catalogue import build, parameter_count
@@ -32,6 +33,7 @@ from fullres.pipeline.train.config import (
     extended,
 )
 from fullres.pipeline.train.loop import StepReport, fit, forget
+from fullres.pipeline.train.memory import memory_of
 from fullres.pipeline.train.samples import Frames
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -184,8 +186,35 @@ def _describe(config: TrainingConfig, laid_out: TrainingConfig | None) -> None:
     if laid_out is not None:
         counts, split = laid_out.worker_counts(), laid_out.parallel.split
         phases = f", {split} share the phases of each" if split > 1 else ""
+        least = laid_out.model_copy(  # of most memory each
+            update={"parallel": laid_out.parallel.model_copy(update={"data": counts[0] // split})}
+        )
         fewer = f" (or {', '.join(map(str, counts[:-1]))})" if len(counts) > 1 else ""
         console.print(f"{counts[-1]}{fewer} workers: {counts[-1] // split} parts of every batch{phases}")
+        configs = {f"ZeRO {zero}": _with_zero(least, zero) for zero in (0, 1, 2, 3)}
+    else:
+        configs = {"one process": config}
+    _print_memory(configs, len(frames.known.classes))
+
+
+def _with_zero(config: TrainingConfig, zero: int) -> TrainingConfig:
+    layout = config.parallel.model_copy(
+        update={"zero": zero, "offload": config.parallel.offload and zero > 0}
+    )
+    return config.model_copy(update={"parallel": layout})
+
+
+def _print_memory(configs: dict[str, TrainingConfig], classes: int) -> None:
+    gpu = torch.cuda.is_available()
+    table = Table("MiB on a GPU" if gpu else "MiB on a CPU", box=None, pad_edge=False)
+    for heading in ("parameters", "optimizer", "step", "(activations)", "all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, config in configs.items():
+        found = memory_of(config, classes, gpu)
+        sizes = (found.parameters, found.optimizer, found.step, found.activations, found.total)
+        table.add_row(name, *(f"{size >> 20}" for size in sizes))
+    console.print("memory of a worker, an estimate:")
+    console.print(table)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import typer
 
+from fullres.jobs.bench.memory import memory
 from fullres.jobs.bench.parity import parity
 from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
@@ -16,3 +17,4 @@ app.command()(sampling)
 app.command()(targets)
 app.command()(train)
 app.command()(parity)
+app.command()(memory)
