@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomli_w
 import torch
 import typer
 from pydantic import BaseModel, ValidationError
@@ -22,8 +21,7 @@ from rich.progress import (
 )
 
 from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
-from fullres.models.catalogue import build, parameter_count
-from fullres.models.stages.partition import Partition
+from fullres.jobs.dry_run import describe
 from fullres.pipeline.train.config import (
     Augmentation,
     DataConfig,
@@ -33,8 +31,6 @@ from fullres.pipeline.train.config import (
     extended,
 )
 from fullres.pipeline.train.loop import StepReport, fit
-from fullres.pipeline.train.samples import Frames
-from fullres.pipeline.train.stages import described
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation, "parallel": ParallelConfig,
@@ -139,7 +135,7 @@ def train(
     try:
         laid_out = config.model_copy(update={"parallel": config.parallel.of(most, least)})
         if dry_run:
-            _describe(config, laid_out if on_ray else None)
+            describe(config, laid_out if on_ray else None)
         else:
             with _progress(config) as show:
                 if on_ray:
@@ -170,49 +166,6 @@ def _on_workers(
 
     with ray_cluster(address, config.worker_counts()[0]):
         return training.fit(config, None, show, drop_head, from_scratch)
-
-
-def _describe(config: TrainingConfig, laid_out: TrainingConfig | None) -> None:
-    """`laid_out`: the same with its layout as the workers have it; None: in this process."""
-    frames = Frames(config.data)
-    print(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), end="")
-    with torch.device("meta"):
-        parameters = parameter_count(build(config.model.name, len(frames.known.classes), config.model.width))
-    epochs = config.steps * config.batch_size / len(frames)
-    console.print(
-        f"{config.model.name} with {parameters / 1e6:.2f}M parameters, {len(frames.known.classes)} classes; "
-        f"{len(frames)} images, {epochs:.1f} epochs"
-    )
-    if laid_out is not None:
-        counts, parallel = laid_out.worker_counts(), laid_out.parallel
-        phases = f", {parallel.split} share the phases of each" if parallel.split > 1 else ""
-        stages = f", {parallel.pipeline} stages" if parallel.pipeline > 1 else ""
-        fewer = f" (or {', '.join(map(str, counts[:-1]))})" if len(counts) > 1 else ""
-        parts = counts[-1] // parallel.together
-        console.print(f"{counts[-1]}{fewer} workers: {parts} parts of every batch{phases}{stages}")
-        if parallel.pipeline > 1:
-            _describe_stages(described(laid_out.on(counts[-1])), config.accumulation)
-
-
-def _describe_stages(found: Partition, parts: int) -> None:
-    for stage in range(found.stages):
-        first, last = found.ends(stage)
-        said = (
-            f"stage {stage}: {first} to {last}, {found.parameters(stage) / 1e6:.2f}M parameters, "
-            f"{found.macs(stage) / 1e9:.2f} GMACs, {found.nbytes(stage) / 2**20:.1f} MiB of features, "
-            f"{found.cost[stage] / sum(found.cost):.0%} of the cost"
-        )
-        if stage + 1 < found.stages:
-            count = len(found.crossing[stage])
-            tensors = "a tensor" if count == 1 else f"{count} tensors"
-            said += f"; passes on {found.bytes_crossing(stage) / 2**20:.1f} MiB in {tensors}"
-        console.print(said, soft_wrap=True)
-    waiting = (found.stages - 1) / (parts + found.stages - 1)
-    console.print(
-        f"of one of {parts} parts of a replica's batch, on the way forward; gradients are as many bytes. "
-        f"Stages that take equally long wait for {waiting:.0%} of a step",
-        soft_wrap=True,
-    )
 
 
 @contextmanager

@@ -100,14 +100,16 @@ def class_probability_tensor(
     Raises:
         ValueError: a label that does not belong, which it names.
     """
+    n, height, width = labels.shape
+    h, w = -(-height // scale), -(-width // scale)
+    if labels.is_meta:  # without data, of which the memory is asked
+        return labels.new_empty(n, num_classes + (ignore == "channel"), h, w, dtype=torch.float32)
     ignored = labels == ignore_index
     outside = ~ignored & ((labels < 0) | (labels >= num_classes))
     if outside.any():
         unknown = labels[outside][0].item()
         raise ValueError(f"label {unknown} doesn't belong: 0..{num_classes - 1} and {ignore_index} do")
     channel = torch.where(ignored, num_classes, labels.long())
-    n, height, width = labels.shape
-    h, w = -(-height // scale), -(-width // scale)
     image = torch.arange(n, device=labels.device)[:, None, None]
     row = torch.arange(height, device=labels.device)[:, None] // scale
     column = torch.arange(width, device=labels.device) // scale

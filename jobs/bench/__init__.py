@@ -2,6 +2,7 @@
 
 import typer
 
+from fullres.jobs.bench.memory import memory
 from fullres.jobs.bench.parity import parity
 from fullres.jobs.bench.pipeline import pipeline
 from fullres.jobs.bench.sampling import sampling
@@ -18,3 +19,4 @@ app.command()(targets)
 app.command()(train)
 app.command()(parity)
 app.command()(pipeline)
+app.command()(memory)

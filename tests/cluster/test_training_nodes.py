@@ -12,7 +12,6 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from fullres.cluster import elastic
 from fullres.jobs.cli import app
 from tests.cluster.trainings import (
     assert_close,
@@ -123,27 +122,35 @@ def test_fewer_workers_go_on_without_a_lost_node(cluster, train, tmp_path):
     assert_close(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
-def test_a_node_that_joins_is_used(cluster, train, tmp_path, monkeypatch):
-    """Ray counts its nodes every 20 seconds."""
-    monkeypatch.setattr(elastic, "_LOOKS", 1.0)
-    long = ("crop=[384, 384]", "model.width=0.25", SLOWLY)
-    train("undisturbed", "1", *long)
-
-    with meanwhile(lambda: train("disturbed", "1-2", *long), tmp_path / "disturbed") as running:
+def test_a_node_that_joins_is_used(cluster, root, tmp_path):
+    """While a training lasts, which this one does for as long as it takes Ray to count its nodes."""
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    with command(arguments(tmp_path, "run", root, cluster, "1-2", "steps=100000")) as process:
+        until(checkpoint.exists)
         node = cluster.add_node(**node_of(1, 128))
-        until(lambda: running.done() or workers_below(node))
-        assert not running.done()
-    assert_close(tmp_path / "disturbed", tmp_path / "undisturbed")
+        until(lambda: workers_below(node))
+        before = checkpoint.stat().st_mtime_ns
+        until(lambda: checkpoint.stat().st_mtime_ns > before)
+        assert process.poll() is None
+        assert len(workers_of_training()) == 2
+
+
+@contextmanager
+def command(arguments):
+    """`fullres` as a process of its own, killed at the end."""
+    process = subprocess.Popen([sys.executable, "-m", "fullres.jobs.cli", *arguments])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_command_goes_on_after_its_own_death(cluster, train, root, tmp_path):
     cluster.add_node(**node_of(1, 128))
     train("undisturbed", "2")
-    asked = arguments(tmp_path, "disturbed", root, cluster, "2")
-    process = subprocess.Popen([sys.executable, "-m", "fullres.jobs.cli", *asked])
-    until((tmp_path / "disturbed/checkpoint.pt").exists)
-    process.kill()
-    process.wait()
+    with command(arguments(tmp_path, "disturbed", root, cluster, "2")):
+        until((tmp_path / "disturbed/checkpoint.pt").exists)
     assert not (tmp_path / "disturbed/weights.safetensors").exists()
     until(lambda: not workers_of_training())
     train("disturbed", "2")

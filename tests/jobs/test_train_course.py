@@ -225,6 +225,8 @@ def test_a_layout_is_told_before_it_runs(run):
     assert "2 workers: 1 parts of every batch, 2 share" in result.stderr
     result = run("batch_size=6", options=("--dry-run", "--workers", "1-5"))
     assert "3 (or 1, 2) workers: 3 parts of every batch" in result.stderr
+    of_stages = [line.split()[-1] for line in result.stderr.splitlines() if line.startswith("ZeRO ")]
+    assert [memory.isdecimal() for memory in of_stages] == [True] * 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""`fullres bench memory`: estimates and measurements agree."""
+
+import pytest
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+
+
+@pytest.mark.slow
+def test_estimates_are_within_a_fifth():
+    result = CliRunner().invoke(app, ["bench", "memory", "--crop", "256", "--batch-size", "2"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
+    for _, _, _, ratio in rows:
+        assert 0.8 <= float(ratio) <= 1.2
+
+
+def test_a_batch_that_workers_cannot_divide_is_refused():
+    result = CliRunner().invoke(app, ["bench", "memory", "--batch-size", "3"])
+    assert result.exit_code == 2
+    assert "batch_size is 3: no multiple of 2 workers" in result.stderr
