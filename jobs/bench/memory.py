@@ -111,7 +111,7 @@ def _peak(config: TrainingConfig, rank: int, workers: int, device: torch.device)
     keep_freed_memory(False)
     forget_peak()
     before = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    engine = DeepSpeedEngine(config, objective_of(config, config.data.known(), None, False), device)
+    engine = DeepSpeedEngine(config, objective_of(config, config.data.known(), False, False), device)
     for number in range(_STEPS):
         engine.step(number, Batch(images, labels, [""] * n), config.learning_rate)
     most = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

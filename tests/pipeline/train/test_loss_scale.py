@@ -23,7 +23,7 @@ def engine_of(precision, **changes):
         data={"dataset": "scenes", "images": "images", "labels": "labels"},
         precision=precision, **{"learning_rate": 1e-3, "optimizer": "sgd", **changes},
     )  # fmt: skip
-    return PlainEngine(config, objective_of(config, folder(19), None, False), CPU)
+    return PlainEngine(config, objective_of(config, folder(19), False, False), CPU)
 
 
 def batch():

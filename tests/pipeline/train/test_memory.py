@@ -23,7 +23,7 @@ def config_of(model="fcn8s18", **changes):
 )
 def test_activations_are_what_is_saved_for_the_backward_pass(model, checkpointed):
     config = config_of(model, activation_checkpointing=checkpointed)
-    objective = objective_of(config, folder(19), None, False).to(memory_format=torch.channels_last)
+    objective = objective_of(config, folder(19), False, False).to(memory_format=torch.channels_last)
     own = {t.untyped_storage().data_ptr() for t in objective.state_dict().values()}
     saved = {}
 
