@@ -24,6 +24,7 @@ from fullres.pipeline.train.config import ParallelConfig, TrainingConfig
 from fullres.pipeline.train.loop import fit
 
 _PARTS = (2, 4, 8)
+_AT_HAND = {"in_memory": True, "workers": 0}  # reading would take the stages' processors
 
 
 def pipeline(
@@ -46,7 +47,7 @@ def pipeline(
             console.print(f"{parts} parts")
             given: dict[str, Any] = {
                 "model": {"name": model, "width": width}, "steps": steps, "batch_size": part * parts,
-                "data": {"dataset": "scenes", "root": str(scenes), "split": "all", "workers": 1},
+                "data": {"dataset": "scenes", "root": str(scenes), "split": "all", **_AT_HAND},
                 "crop": (crop, crop), "learning_rate": 1e-4, "accumulation": parts, "report_every": 1,
             }  # fmt: skip
             plain = TrainingConfig(**given, out=f"{name}/plain-{parts}")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullres.models.count import counted_macs
@@ -112,7 +111,23 @@ def names_of(network: nn.Module) -> dict[int, str]:
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+    """Those in tuples, lists and dictionaries, one in the other."""
+    found: list[Tensor] = []
+    mapped(lambda tensor: found.append(tensor), values)
+    return found
+
+
+def mapped(function: Callable[[Tensor], Any], values: Any) -> Any:
+    """The same with what `function` makes of every tensor. A tenth of the time of torch's own, which looks
+    for more kinds of containers, for every call of a network."""
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, tuple | list):
+        parts = [mapped(function, value) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    if isinstance(values, dict):
+        return {name: mapped(function, value) for name, value in values.items()}
+    return values
 
 
 class _Recorder(TorchFunctionMode):
@@ -144,7 +159,7 @@ class _Recorder(TorchFunctionMode):
         with FlopCounterMode(display=False) as counter:
             result = function(*args, **kwargs)
         # A constant or parameter as it was, `weight.to(x)` say: of those there are many, this is one call's.
-        result = tree_map_only(Tensor, lambda t: t if isinstance(t, FakeTensor) else t.clone(), result)
+        result = mapped(lambda t: t if isinstance(t, FakeTensor) else t.clone(), result)
         written = [t for t, version in zip(features, versions, strict=True) if t._version != version]
         if not written and not tensors_in(result):
             self.found.queries.add(function)

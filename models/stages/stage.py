@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from fullres.models.stages.calls import IMAGES, Call, Made, Uncuttable, names_of, tensors_in, whole_modules
+from fullres.models.stages.calls import (
+    IMAGES,
+    Call,
+    Made,
+    Uncuttable,
+    mapped,
+    names_of,
+    tensors_in,
+    whole_modules,
+)
 from fullres.models.stages.partition import Partition
 
 
@@ -44,7 +52,7 @@ class Stage(nn.Module):
         with whole_modules(self.network, run.module), run:
             output = self.network(images)
         if self.sent is None:
-            return tree_map_only(FakeTensor, run.found, output)
+            return mapped(run.found, output)
         return self._packed([run.known[made] for made in self.sent])
 
     def train(self, mode: bool = True) -> "Stage":
@@ -76,8 +84,9 @@ class _Run(TorchFunctionMode):
         self.number = 0
         self._inside = False  # a module that is seen whole
 
-    def found(self, tensor: Any) -> Tensor:
-        return self.known[tensor.made]
+    def found(self, tensor: Tensor) -> Tensor:
+        """In the place of one without memory what was received."""
+        return self.known[tensor.made] if isinstance(tensor, FakeTensor) else tensor  # type: ignore[attr-defined]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -113,7 +122,7 @@ class _Run(TorchFunctionMode):
         return calls[number], partition.stage_of[number] == self.stage.index
 
     def _make(self, call: Call, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(FakeTensor, self.found, (args, kwargs))
+        args, kwargs = mapped(self.found, args), mapped(self.found, kwargs)
         result = function(*args, **kwargs)
         for tensor, stand_in in zip(tensors_in(result), tensors_in(call.result), strict=True):
             tensor.made = made = stand_in.made  # type: ignore[attr-defined]
