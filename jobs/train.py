@@ -26,10 +26,10 @@ from fullres.pipeline.train.config import (
     Augmentation,
     DataConfig,
     ModelConfig,
-    ParallelConfig,
     TrainingConfig,
     extended,
 )
+from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.loop import StepReport, fit
 
 _SECTIONS: dict[str, type[BaseModel]] = {

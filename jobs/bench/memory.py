@@ -29,8 +29,9 @@ from fullres.cluster.memory import (
     resident_bytes,
 )
 from fullres.jobs.common import check_model
-from fullres.pipeline.train.config import ParallelConfig, Precision, TrainingConfig
+from fullres.pipeline.train.config import Precision, TrainingConfig
 from fullres.pipeline.train.engine import objective_of
+from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.memory import memory_of
 from fullres.pipeline.train.samples import Batch
 

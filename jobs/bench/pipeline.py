@@ -20,7 +20,8 @@ from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.bench.parity import write_scenes
 from fullres.jobs.common import AddressOption, console
-from fullres.pipeline.train.config import ParallelConfig, TrainingConfig
+from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.loop import fit
 
 _PARTS = (2, 4, 8)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.train.config import ParallelConfig, TrainingConfig
+from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
+from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.memory import memory_of
 
 
