@@ -2,7 +2,9 @@
 
 Every network is trained on the same drawn scenes and seed by plain torch in this process, which is the
 reference, and by workers. Networks are narrow and learn slowly: where a layer has few values a channel,
-batch norm makes rounding larger from step to step, whoever computes it.
+batch norm makes rounding larger from step to step, whoever computes it. How much larger is measured too: this
+process trains once more from weights of which each is the next number that fp32 has, above or below. A layout
+that rounds otherwise cannot be closer to the reference than that.
 """
 
 import json
@@ -19,15 +21,18 @@ from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.common import AddressOption, console
 from fullres.models.catalogue import CATALOGUE
+from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import TrainingConfig, extended
+from fullres.pipeline.train.engine import objective_of
 from fullres.pipeline.train.loop import fit
 
 _NETWORKS = ("fcn8s18", "smp18", "pspnet50", "spgnet18x2", "seethroughnet48", "deeplabv3plus50")
 _SCENES = 12
 _CROP = 128
 
+_ROUNDED = "one process, weights rounded otherwise"
 _PARTS = {"accumulation": 2}
 _PHASES = {"phases": (2, 1, 2, 1)}
 # Name, workers (None: this process), what differs from the configuration, and the run it is held against.
@@ -35,6 +40,7 @@ _PHASES = {"phases": (2, 1, 2, 1)}
 Layout = tuple[str, int | None, dict[str, Any], str | None]
 _LAYOUTS: tuple[Layout, ...] = (
     ("one process", None, {}, None),
+    (_ROUNDED, None, {}, "one process"),
     ("activation checkpointing", None, {"activation_checkpointing": True}, "one process"),
     ("one worker", 1, {}, "one process"),
     ("two workers", 2, {}, "one process"),
@@ -78,6 +84,8 @@ def parity(
                 console.print(f"{network}: {layout}")
                 out = Path(name) / f"{network}-{layout}"
                 config = TrainingConfig(**extended(given, {**differing, "out": out}))
+                if layout == _ROUNDED:
+                    config = _rounded(config, Path(name) / f"{network}.safetensors")
                 if workers is None:
                     fit(config, torch.device("cpu"))
                 else:
@@ -99,6 +107,20 @@ def parity(
     out_console = Console()
     out_console.width = max(out_console.width, 110)
     out_console.print(table)
+
+
+def _rounded(config: TrainingConfig, path: Path) -> TrainingConfig:
+    """With weights from a file: each a unit in its last place from where it would start. Auxiliary heads
+    start as they would."""
+    network = objective_of(config, config.data.known(), False, False).network
+    noise = torch.Generator().manual_seed(0)
+    for p in network.parameters():
+        towards = torch.where(torch.rand(p.shape, generator=noise) < 0.5, -torch.inf, torch.inf)
+        p.data = torch.nextafter(p.data, towards)
+    network.auxiliary = None  # type: ignore[assignment]
+    info = WeightsInfo(config.model.name, config.model.width, len(config.data.known().classes))
+    save_weights(network, path, info)
+    return config.model_copy(update={"model": config.model.model_copy(update={"weights": path})})
 
 
 def write_scenes(folder: Path, height: int, width: int) -> Path:
