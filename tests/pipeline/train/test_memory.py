@@ -55,4 +55,4 @@ def test_what_makes_memory_less():
     assert {memory.optimizer for memory in by_stage[1:]} == {by_stage[0].optimizer // 4}
     assert by_stage[0].activations == pytest.approx(whole.activations / 4, rel=0.05)
     assert by_stage[2].total < by_stage[1].total < by_stage[0].total
-    assert all(memory_of(config_of("seethroughnet48", precision=p), 19).total for p in ("fp32", "bf16"))
+    assert memory_of(config_of("spgnet18x2", precision="bf16"), 19).total > 0
