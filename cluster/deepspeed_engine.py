@@ -22,7 +22,7 @@ from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import begin_part, check_loss, part_of, settle
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.objectives import SegmentationLoss
-from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
+from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate, trained_names
 from fullres.pipeline.train.samples import Batch
 
 
@@ -65,12 +65,11 @@ class DeepSpeedEngine:
                 deepspeed.runtime.zero.register_external_parameter(network, parameter)
         return engine
 
+    @cached_property
     def _trained(self) -> list[nn.Parameter]:
         """In the order of the optimizer's groups, as it is in plain torch."""
         by_name = dict(self._objective.network.named_parameters())
-        names = {id(p): name for name, p in self._plain.named_parameters()}
-        groups = optimizer_for(self.config, self._plain).param_groups
-        return [by_name[names[id(p)]] for group in groups for p in group["params"]]
+        return [by_name[name] for name in trained_names(self.config, self._plain)]
 
     def step(self, number: int, batch: Batch, rate: float) -> float:
         engine, zero = self._engine, self.config.parallel.zero
@@ -95,7 +94,7 @@ class DeepSpeedEngine:
     def _finish(self) -> bool:
         """Without ZeRO: what is done to gradients before the optimizer's step, as in plain torch. Without
         gradients it does nothing."""
-        parameters = self._trained()
+        parameters = self._trained
         finite = self.scale.unscale(parameters)
         if not finite:
             self._engine.zero_grad()
@@ -104,9 +103,7 @@ class DeepSpeedEngine:
         return finite
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        sums = torch.from_numpy(values).to(self.device)
-        dist.all_reduce(sums)
-        return sums.cpu().numpy()
+        return total_over_all(values, self.device)
 
     def network(self) -> nn.Module:
         self._plain.load_state_dict(whole_weights(self._engine.module.network))
@@ -117,7 +114,7 @@ class DeepSpeedEngine:
         if not self.config.parallel.zero:
             optimizer = self.optimizer.state_dict()
             return {"network": weights, "optimizer": optimizer, "loss_scale": self.scale.state()}
-        moments = read_state(self._engine.optimizer, self._trained())
+        moments = read_state(self._engine.optimizer, self._trained)
         plain = optimizer_for(self.config, self._plain).state_dict()
         optimizer = plain | {"state": moments}
         return {"network": weights, "optimizer": optimizer, "loss_scale": self.scale.state()}
@@ -127,9 +124,16 @@ class DeepSpeedEngine:
         self.scale.load_state(state["loss_scale"])
         engine = self._engine
         if self.config.parallel.zero:
-            fill_state(engine.optimizer, self._trained(), state["optimizer"]["state"])
+            fill_state(engine.optimizer, self._trained, state["optimizer"]["state"])
         else:
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+def total_over_all(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """The sum over all processes."""
+    sums = torch.from_numpy(values).to(device)
+    dist.all_reduce(sums)
+    return sums.cpu().numpy()
 
 
 def deepspeed_on(device: torch.device) -> Any:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fullres.cluster.deepspeed_engine import deepspeed_on, settings_of
+from fullres.cluster.deepspeed_engine import deepspeed_on, settings_of, total_over_all
 from fullres.cluster.zero import fill_state, read_state
 from fullres.models.checkpointing import recomputed
 from fullres.models.stages.stage import Stage
@@ -26,7 +26,7 @@ from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import begin_part, check_loss, part_of, settle
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.objectives import SegmentationLoss
-from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate
+from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate, trained_names
 from fullres.pipeline.train.samples import Batch
 from fullres.pipeline.train.stages import stages_of
 
@@ -51,9 +51,6 @@ class _Parts(nn.Module):
                 return self.stage(x)
 
         return recomputed(self.stage, run, x) if self.config.activation_checkpointing else run(x)
-
-    def train(self, mode: bool = True) -> "_Parts":
-        return self  # some of the network's batch norms may be frozen
 
 
 class PipelineEngine:
@@ -123,9 +120,7 @@ class PipelineEngine:
             yield part_of(self.config, index, batch, self.device)
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        sums = torch.from_numpy(values).to(self.device)
-        dist.all_reduce(sums)
-        return sums.cpu().numpy()
+        return total_over_all(values, self.device)
 
     def network(self) -> nn.Module:
         self._plain.load_state_dict(self._weights())
@@ -136,7 +131,9 @@ class PipelineEngine:
         moments = read_state(self._engine.optimizer, parameters, self._group)
         every = self._joined({own[i]: kept for i, kept in moments.items()})
         plain = optimizer_for(self.config, self._plain)
-        state = {i: every[name] for i, name in enumerate(self._order()) if name in every}
+        state = {
+            i: every[name] for i, name in enumerate(trained_names(self.config, self._plain)) if name in every
+        }
         return {
             "network": self._weights(), "optimizer": plain.state_dict() | {"state": state},
             "loss_scale": self.scale.state(),
@@ -147,21 +144,15 @@ class PipelineEngine:
         for name, tensor in self._objective.network.state_dict().items():
             tensor.copy_(state["network"][name])
         self.scale.load_state(state["loss_scale"])
-        order, (own, parameters) = self._order(), self._trained()
+        order, (own, parameters) = trained_names(self.config, self._plain), self._trained()
         moments = {order[i]: kept for i, kept in state["optimizer"]["state"].items()}
         of_stage = {i: moments[name] for i, name in enumerate(own) if name in moments}
         fill_state(self._engine.optimizer, parameters, of_stage)
 
-    def _order(self) -> list[str]:
-        """Names of all parameters that are trained, as plain torch's optimizer counts them."""
-        names = {id(p): name for name, p in self._plain.named_parameters()}
-        groups = optimizer_for(self.config, self._plain).param_groups
-        return [names[id(p)] for group in groups for p in group["params"]]
-
     def _trained(self) -> tuple[list[str], list[nn.Parameter]]:
         """Those of this stage, in the order of its optimizer's groups."""
         own = dict(self._objective.network.named_parameters())
-        names = [name for name in self._order() if name in own]
+        names = [name for name in trained_names(self.config, self._plain) if name in own]
         return names, [own[name] for name in names]
 
     def _weights(self) -> dict[str, Tensor]:

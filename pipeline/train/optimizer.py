@@ -29,6 +29,13 @@ def optimizer_for(config: TrainingConfig, network: nn.Module) -> torch.optim.Opt
     return kind(parameters, config.learning_rate)
 
 
+def trained_names(config: TrainingConfig, network: nn.Module) -> list[str]:
+    """Of the parameters that are trained, as the optimizer's groups have them one after the other."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    groups = optimizer_for(config, network).param_groups
+    return [names[id(p)] for group in groups for p in group["params"]]
+
+
 def of_backbone(config: TrainingConfig, name: str) -> bool:
     return any(name.startswith(f"{encoder}.") for encoder in CATALOGUE[config.model.name].encoders)
 
