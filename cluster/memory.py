@@ -1,43 +1,8 @@
-"""How much memory this process uses, and what its C library does with memory that is freed. Linux.
-
-glibc's own rule, which learns from what was freed, lets a worker grow to twice what is in use. Workers
-therefore start with ENVIRONMENT: large tensors go back to the system as soon as they are freed, which keeps
-what is resident near what is in use and costs page faults (a tenth of the narrow SMP-18's time, more when
-several workers of a machine have them at once). Where the budget has room, `suit_allocator` lets the process
-keep what it frees instead.
-"""
+"""How much memory this process uses, and what of it is Ray's object store. Linux."""
 
 import ctypes
 import mmap
-import platform
 from pathlib import Path
-
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-# What a process that keeps freed memory was seen to grow to, beside what was in use: at most 2.4 times.
-_GROWTH = 3
-
-# Of mallopt (malloc.h), with their values for the two ways.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
-_RETURN = {_TRIM_THRESHOLD: 128 << 10, _MMAP_MAX: 65536}
-
-
-def suit_allocator(peak_bytes: int, budget: int) -> None:
-    """Keep freed memory if work that has `peak_bytes` in use at its peak stays within `budget` bytes so, else
-    return it."""
-    keep_freed_memory(_GROWTH * peak_bytes <= budget)
-
-
-def keep_freed_memory(keep: bool) -> None:
-    """For this process, or return it to the system, at once what is free now. Nothing without glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for parameter, value in (_KEEP if keep else _RETURN).items():
-        libc.mallopt(parameter, value)
-    if not keep:
-        libc.malloc_trim(0)
 
 
 def release_store() -> None:

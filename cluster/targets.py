@@ -23,7 +23,8 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from fullres.cluster.memory import keep_freed_memory, peak_resident_bytes, resident_bytes
+from fullres.cluster.memory import peak_resident_bytes, resident_bytes
+from fullres.ops.allocator import keep_freed_memory
 from fullres.pipeline.data.images import naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets import Dataset

@@ -16,8 +16,8 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from fullres.cluster.connection import first_line
@@ -25,6 +25,7 @@ from fullres.cluster.deepspeed_engine import DeepSpeedEngine
 from fullres.cluster.elastic import ElasticTrainer
 from fullres.cluster.pipeline_engine import PipelineEngine
 from fullres.cluster.workers import cluster_device, places
+from fullres.ops.allocator import KEEPING
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.checkpoint import WEIGHTS
@@ -130,6 +131,8 @@ def fit(
             storage_path=out.path,
             storage_filesystem=out.files,
             failure_config=FailureConfig(max_failures=-1),
+            # A training runs in a thread of its process: `keep_freed_memory` comes too late for it.
+            worker_runtime_env={"env_vars": KEEPING} if device == "cpu" else {},
         ),
         torch_config=TorchConfig(backend="nccl" if device == "cuda" else "gloo"),
     )

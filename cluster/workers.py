@@ -12,14 +12,8 @@ import ray
 import torch
 from ray import cloudpickle
 
-from fullres.cluster.memory import (
-    ENVIRONMENT,
-    forget_peak,
-    peak_resident_bytes,
-    release_store,
-    resident_bytes,
-    suit_allocator,
-)
+from fullres.cluster.memory import forget_peak, peak_resident_bytes, release_store, resident_bytes
+from fullres.ops.allocator import RETURNING, suit_allocator
 from fullres.pipeline.predict.engines import Engine, GrainOfWork, Runner
 from fullres.pipeline.predict.schedule import Precision
 
@@ -136,6 +130,6 @@ def start_worker(precision: Precision, device: Device, memory_budget: int) -> An
     grain of it is told (`ray.exceptions.RayActorError`) and gives it to somebody else. It has no network
     before `load`, after a restart neither."""
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": 1}
-    options["runtime_env"] = {"env_vars": ENVIRONMENT}
+    options["runtime_env"] = {"env_vars": RETURNING}
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **options)(Worker)
     return actor.remote(precision, device, memory_budget)

@@ -41,9 +41,15 @@ def divisor(count: Tensor, least: float = 1) -> Tensor:
     group = _COUNTED_OVER.get()
     if group is None:
         return count.clamp(min=least)
-    total = count.detach().to(torch.float64, copy=True)
-    dist.all_reduce(total, group=group)
-    return total.clamp(min=least) / dist.get_world_size(group)
+    counts = _of_all(count.detach().double().reshape(1), group)
+    return counts.sum().clamp(min=least) / len(counts)
+
+
+def _of_all(own: Tensor, group: Group) -> Tensor:
+    """Own vectors, C, of all processes, P x C. For a few numbers gloo takes twice as long to sum them."""
+    parts = own.new_empty(dist.get_world_size(group), len(own))
+    dist.all_gather(list(parts), own, group=group)
+    return parts
 
 
 class _Normalised(torch.autograd.Function):
@@ -60,16 +66,17 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Group
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+        # The kernel of torch's own batch norm: on CPUs a tenth of the time of `var_mean`.
+        mean, variance = torch.batch_norm_update_stats(exact, None, None, 0.0)
         own = torch.cat([mean, variance, exact.new_tensor([x.numel() / x.shape[1]])])
-        parts = own.new_empty(dist.get_world_size(group), len(own))
-        dist.all_gather(list(parts), own, group=group)
+        parts = _of_all(own, group)
         counts, means, variances = parts[:, -1:], parts[:, : len(mean)], parts[:, len(mean) : -1]
         count = counts.sum()
         mean = (counts * means).sum(0) / count
         variance = (counts * (variances + (means - mean).square())).sum(0) / count
         y = F.batch_norm(exact, mean, variance, weight, bias, training=False, eps=eps).to(x.dtype)
         ctx.group = group
+        ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
         ctx.mark_non_differentiable(mean, variance, count)
         return y, mean, variance, count
@@ -79,15 +86,23 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         exact, gradient = x.to(mean.dtype), gradient.to(mean.dtype)
-        of_bias = gradient.sum((0, 2, 3))
-        deviations = exact - mean[:, None, None]
-        of_weight = (gradient * deviations).sum((0, 2, 3)) * scale
-        both = torch.cat([of_bias, of_weight])
-        dist.all_reduce(both, group=ctx.group)
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient,
+            exact,
+            torch.ones_like(mean),
+            None,
+            None,
+            mean,
+            scale,
+            True,
+            ctx.eps,
+            [False, True, True],
+        )
+        both = _of_all(torch.cat([of_bias, of_weight]), ctx.group).sum(0)
         from_mean, from_scale = both.div_(count).chunk(2)
-        of_x = gradient - from_mean[:, None, None]
-        of_x.addcmul_(deviations, (from_scale * scale)[:, None, None], value=-1)
-        of_x *= (scale if weight is None else scale * weight)[:, None, None]
+        of_x = exact - mean[:, None, None]
+        of_x.mul_((-from_scale * scale)[:, None, None]).add_(gradient).sub_(from_mean[:, None, None])
+        of_x.mul_((scale if weight is None else scale * weight)[:, None, None])
         affine = weight is not None
         return of_x.to(x.dtype), of_weight if affine else None, of_bias if affine else None, None, None
 

@@ -21,14 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
-from fullres.cluster.memory import (
-    ENVIRONMENT,
-    forget_peak,
-    keep_freed_memory,
-    peak_resident_bytes,
-    resident_bytes,
-)
+from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
 from fullres.jobs.common import check_model
+from fullres.ops.allocator import RETURNING, keep_freed_memory
 from fullres.pipeline.train.config import Precision, TrainingConfig
 from fullres.pipeline.train.engine import objective_of
 from fullres.pipeline.train.layout import ParallelConfig
@@ -52,7 +47,7 @@ def memory(
     check_model(model)
     if batch_size % workers:
         raise typer.BadParameter(f"batch_size is {batch_size}: no multiple of {workers} workers")
-    os.environ.update(ENVIRONMENT)  # for the processes that are started
+    os.environ.update(RETURNING)  # for the processes that are started
     table = Table(box=None, pad_edge=False)
     for heading in ("ZeRO", "estimate, MiB", "measured, MiB", "estimate / measured"):
         table.add_column(heading, no_wrap=True)

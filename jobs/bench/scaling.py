@@ -21,7 +21,6 @@ from rich.table import Table
 
 from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator
-from fullres.cluster.memory import ENVIRONMENT, suit_allocator
 from fullres.cluster.stream import Options, Progress, Task
 from fullres.jobs.bench.variants import check_network, describe, network_of
 from fullres.jobs.common import (
@@ -32,6 +31,7 @@ from fullres.jobs.common import (
     fail,
     parse_bytes,
 )
+from fullres.ops.allocator import RETURNING, suit_allocator
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.datasets import dataset
@@ -115,7 +115,7 @@ def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str
 
 def _bare_seconds(engine: SplitMerge, path: Path, options: Options, count: int) -> float:
     """Seconds an image of `count` processes that label one each, all at the same time."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(RETURNING)
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(count)
     with context.Pool(count, _join, (together,)) as pool:

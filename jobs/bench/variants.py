@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullres.cluster.memory import peak_resident_bytes, resident_bytes, suit_allocator
+from fullres.cluster.memory import peak_resident_bytes, resident_bytes
 from fullres.jobs.bench.dilated import Dilated
 from fullres.jobs.common import fail
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.smp import SMP
 from fullres.models.weights import load_network
+from fullres.ops.allocator import suit_allocator
 from fullres.ops.convolution import Convolution
 from fullres.pipeline.data.transforms import normalise
 from fullres.pipeline.predict.execute import DTYPES, Predictor, predict_image

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fullres.ops.allocator import keep_freed_memory
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.train import checkpoint
@@ -111,6 +112,8 @@ def run(
     Raises ValueError if the folder holds a checkpoint of another configuration or the network diverges,
     OSError if it can't write there, and what reading data raises.
     """
+    if engine.device.type == "cpu":
+        keep_freed_memory(True)
     validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
     out, first, course = Storage(config.out), begun(config), checkpoint.Course()
     if first:

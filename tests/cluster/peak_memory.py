@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fullres.cluster.memory import suit_allocator
+from fullres.ops.allocator import suit_allocator
 from fullres.pipeline.predict.execute import Predictor
 from fullres.pipeline.predict.plan import Grain, Plan, plan_image
 from tests.networks import narrow

@@ -8,7 +8,8 @@ import sys
 
 import torch
 
-from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes, suit_allocator
+from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
+from fullres.ops.allocator import suit_allocator
 from fullres.pipeline.predict.window_memory import WindowCosts
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows
 from tests.networks import narrow, random_image

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fullres.cluster.memory import ENVIRONMENT
+from fullres.ops.allocator import RETURNING
 from fullres.pipeline.predict.schedule import RESERVE, USABLE
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ MIB = 1 << 20
 def told_by(module, asked):
     """What a module measures in a process set up as a worker's."""
     command = [sys.executable, "-m", f"tests.cluster.{module}", json.dumps(asked)]
-    process = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=ROOT, env=os.environ | RETURNING, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
