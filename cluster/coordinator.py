@@ -30,7 +30,6 @@ from fullres.ops.errors import FullresError
 from fullres.pipeline.data.images import ImageError, naming
 from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork, Resources
 from fullres.pipeline.predict.schedule import BudgetError
-from fullres.pipeline.predict.windows import WindowError
 
 # Two: one runs while the next one's image is on its way.
 _HELD = 2
@@ -166,7 +165,7 @@ class Coordinator:
                     self.options.device, images,
                 )  # fmt: skip
                 self.plans[size] = self.engine.plan(size, resources, self.options.scores)
-        except (ImageError, BudgetError, WindowError) as error:
+        except (ImageError, BudgetError) as error:
             self._fail(task, str(error))
             return
         plan = self.plans[size]

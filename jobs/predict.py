@@ -44,7 +44,7 @@ from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_
 from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
-from fullres.pipeline.predict.windows import Guided, WindowError, WindowSpec
+from fullres.pipeline.predict.windows import Guided, WindowSpec
 
 
 class SaveKind(enum.StrEnum):
@@ -54,6 +54,13 @@ class SaveKind(enum.StrEnum):
     overlay = "overlay"
     npy = "npy"
     safetensors = "safetensors"
+
+
+class AverageKind(enum.StrEnum):
+    """What is averaged where windows overlap."""
+
+    probabilities = "probabilities"
+    logits = "logits"
 
 
 def predict(
@@ -92,6 +99,13 @@ def predict(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Pixels between windows; two thirds of one if not given.")
     ] = None,
+    base_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longer side of an image at scale 1; its own if not given. By windows."),
+    ] = None,
+    average: Annotated[
+        AverageKind, typer.Option(help="Of overlapping windows: logits as mmsegmentation does.")
+    ] = AverageKind.probabilities,
     pool_crop: Annotated[
         int | None,
         typer.Option(
@@ -122,7 +136,7 @@ def predict(
     budget, count = parse_bytes(memory_budget), parse_workers(workers)
     kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
-    spec = _window_spec(scales, flip, window, stride)
+    spec = _window_spec(scales, flip, window, stride, base_size, average)
     chosen_bands = _bands(bands)
     with clear_errors():
         if network_factory is None:
@@ -151,11 +165,11 @@ def predict(
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
-            # A budget too small, a window too large end the job here. The largest image needs most.
+            # A budget too small ends the job here. The largest image needs most.
             for size, example in sorted(sizes.items(), key=lambda item: -prod(item[0])):
                 try:
                     engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
-                except (BudgetError, WindowError) as error:
+                except BudgetError as error:
                     fail(naming(example, str(error)))
             settings = {
                 "model": model, "weights": digest, "dataset": known.name, "precision": chosen,
@@ -192,11 +206,19 @@ def predict(
     raise typer.Exit(1 if progress.failures else 0)
 
 
-def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int | None) -> WindowSpec | None:
+def _window_spec(
+    scales: str | None,
+    flip: bool,
+    window: int | None,
+    stride: int | None,
+    base_size: int | None,
+    average: AverageKind,
+) -> WindowSpec | None:
     """What the options ask for; None if none is given."""
     if stride is not None and (window is None or stride > window):
         fail(f"--stride is {stride}: at most --window, which is {window or 'not given'}")
-    if scales is None and not flip and window is None:
+    as_usual = average is AverageKind.probabilities
+    if scales is None and not flip and window is None and base_size is None and as_usual:
         return None
     try:
         factors = tuple(float(scale) for scale in ("1" if scales is None else scales).split(","))
@@ -204,7 +226,9 @@ def _window_spec(scales: str | None, flip: bool, window: int | None, stride: int
         factors = (0.0,)
     if not all(0 < factor <= 16 for factor in factors):
         fail(f"--scales is '{scales}': numbers above 0, at most 16, with commas between")
-    return WindowSpec(factors, flip, window, stride)
+    if not as_usual and (flip or len(factors) > 1):
+        fail("--average is logits: without --flip and with one of --scales, whose probabilities are averaged")
+    return WindowSpec(factors, flip, window, stride, base_size, average.value)
 
 
 def _bands(text: str | None) -> tuple[int, ...] | None:

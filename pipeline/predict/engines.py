@@ -84,7 +84,7 @@ class Engine(Protocol):
     normalisation: Normalisation
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> PlanOfWork:
-        """Raises BudgetError or WindowError."""
+        """Raises BudgetError."""
         ...
 
     def parts(self, plan: Any) -> list[Region]:
@@ -118,7 +118,7 @@ def label_image(
     engine: Engine, runner: Runner, image: np.ndarray, resources: Resources, scores: bool = False
 ) -> Any:
     """The result of one image, all of its grains computed one after the other in this process by `runner`,
-    which `engine` made. Raises BudgetError or WindowError."""
+    which `engine` made. Raises BudgetError."""
     plan = engine.plan((image.shape[0], image.shape[1]), resources, scores)
     parts, merger = engine.parts(plan), engine.merger(plan, scores)
     for grain in plan.grains:

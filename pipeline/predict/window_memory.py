@@ -18,7 +18,7 @@ from fullres.models.full_resolution.steps import Pair
 from fullres.models.memory import LiveBytes, on_meta
 from fullres.pipeline.data.transforms import IMAGENET, Normalisation
 from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, Precision
-from fullres.pipeline.predict.windows import WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
+from fullres.pipeline.predict.windows import Average, WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
 
 _MIB = 1 << 20
 
@@ -95,7 +95,7 @@ class _Predictor(WindowPredictor):
             shape = super().channels(x).shape
         return _Cost(counted_macs(counter), memory.peak, shape)
 
-    def channels(self, x: Tensor) -> Tensor:
+    def channels(self, x: Tensor, average: Average = "probabilities") -> Tensor:
         cost = self.cost(*x.shape[-2:])
         self.memory.spike(cost.peak)
         return torch.empty(cost.shape, device=self.device)

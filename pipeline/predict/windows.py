@@ -3,7 +3,11 @@
 As PSPNet's code tests (hszhao/semseg): the image is resized to each scale, cut into windows of one size that
 overlap, the last of a row or column pulled inside; class probabilities (softmax) of a window and of its
 mirror image are averaged, overlapping windows averaged, resized to the image and averaged over the scales.
-Where a scaled image is smaller than the window it is padded with the mean colour on both sides.
+Where a scaled image is smaller than the window it is padded with the mean colour on both sides. Scales are of
+the image itself, or of the size that makes its longer side `base_size`.
+
+mmsegmentation cuts the same windows and averages logits (`average`). It takes softmax before it averages
+scales and mirror images, so logits are averaged at one scale alone.
 
 A *grain* is one window at one scale. Resizing is linear, so each grain's share of the result is computed
 where its window is, and shares are added in the grains' order: the bytes of the result do not depend on who
@@ -17,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from math import ceil
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +33,6 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.steps import Pair
 from fullres.models.spgnet import stretched
 from fullres.ops.convolution import compute_exactly
-from fullres.ops.errors import FullresError
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
 from fullres.pipeline.data.transforms import IMAGENET, Normalisation, normalise
 from fullres.pipeline.predict.bound import Precision
@@ -38,20 +41,30 @@ from fullres.pipeline.predict.schedule import check_classes
 
 _BAND = 64  # rows that are labelled together
 
-
-class WindowError(FullresError, ValueError):
-    """Windows that an image cannot be cut into; one line."""
+Average = Literal["probabilities", "logits"]
 
 
 @dataclass(frozen=True)
 class WindowSpec:
     """How images are cut. `window`: side of the square windows in pixels of the scaled image, None for the
-    whole image. `stride`: between windows, None for two thirds of one (rounded up)."""
+    whole image. `stride`: between windows, None for two thirds of one (rounded up). `base_size`: the longer
+    side of an image at scale 1, None for its own. `average`: what is averaged where windows overlap; logits
+    without other scales and mirror images."""
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     window: int | None = None
     stride: int | None = None
+    base_size: int | None = None
+    average: Average = "probabilities"
+
+    def scaled(self, size: Pair, scale: float) -> Pair:
+        """The size (H, W) of an image of `size` at a scale."""
+        if self.base_size is None:
+            return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        longer = max(1, round(self.base_size * scale))
+        height, width = (max(1, round(longer * n / max(size))) for n in size)
+        return height, width
 
     def spans(self, length: int) -> list[Span]:
         """Where the windows of an axis of a scaled image lie: the last is pulled inside. Where the axis is
@@ -104,15 +117,10 @@ def plan_windows(
     size: Pair, spec: WindowSpec, count_macs: Callable[[int, int], int] = lambda height, width: 0
 ) -> WindowPlan:
     """The grains of an image of `size` (H, W). `count_macs`: the network's multiply-adds for an input of a
-    height and width. Raises WindowError."""
-    if spec.window is not None and spec.window > min(size):
-        raise WindowError(
-            f"window is {spec.window}: at most {min(size)}, the shorter side of an image of "
-            f"{size[1]}x{size[0]}"
-        )
+    height and width."""
     found = []
     for order, scale in enumerate(spec.scales):
-        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        scaled = spec.scaled(size, scale)
         window = scaled if spec.window is None else (spec.window, spec.window)
         macs = count_macs(*window) * (2 if spec.flip else 1)
         rows, columns = (spec.spans(length) for length in scaled)
@@ -152,24 +160,27 @@ class WindowPredictor:
     def run(
         self, schedule: WindowSchedule, grain: WindowGrain, image: np.ndarray, scores: bool = False
     ) -> np.ndarray:
-        """A grain's share of the sum of probabilities, and behind them of the attention asked for: channels x
-        h x w float32 on its footprint (float16 if the precision is bf16). image: H x W x 3 uint8."""
+        """A grain's share of the mean of probabilities or logits, and behind them of the attention asked for:
+        channels x h x w float32 on its footprint (float16 if the precision is bf16). image: H x W x 3
+        uint8."""
         return self.share(schedule, grain, torch.from_numpy(image)).cpu().numpy()
 
     def share(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> Tensor:
         """What `run` returns, on this device."""
         x, (rows, columns) = self._input(schedule, grain, image)
-        values = self.channels(x)
+        average = schedule.spec.average
+        values = self.channels(x, average)
         if schedule.spec.flip:
-            values.add_(self.channels(x.flip(-1)).flip(-1)).div_(2)
+            values.add_(self.channels(x.flip(-1), average).flip(-1)).div_(2)
         return self._onto_image(schedule, grain, values[0, :, slice(*rows), slice(*columns)])
 
-    def channels(self, x: Tensor) -> Tensor:
-        """Probabilities and attention, 1 x channels x h x w fp32."""
+    def channels(self, x: Tensor, average: Average = "probabilities") -> Tensor:
+        """Probabilities or logits, and attention, 1 x channels x h x w fp32; a tensor of its own."""
+        of = _softmax if average == "probabilities" else _logits
         if not self.attention:
-            return _softmax(self.network(x))
+            return of(self.network(x))
         logits, maps = self.network.guided(x)
-        return torch.cat((_softmax(logits), maps[:, self.attention].float()), 1)
+        return torch.cat((of(logits), maps[:, self.attention].float()), 1)
 
     def _input(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> tuple[Tensor, Region]:
         """What the network reads, 1 x 3 x h x w, and which part of it is image."""
@@ -217,6 +228,11 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.float().movedim(1, -1).softmax(-1).movedim(-1, 1)
 
 
+def _logits(logits: Tensor) -> Tensor:
+    """As they are, fp32; a copy, as some networks return an input of theirs."""
+    return logits.to(torch.float32, copy=True)
+
+
 class Guided(NamedTuple):
     """A result with guided attention. `attention`: H x W float32 of each class asked for, stretched to [0, 1]
     over the image."""
@@ -230,8 +246,8 @@ class Merger:
     """Adds up grains' shares, in their order whatever the order in which they come.
 
     `result` is there when `add` has returned true: H x W uint8 class ids, or with `scores` the mean
-    probabilities, classes x H x W. Where the shares' last `attention` channels are guided attention, it is
-    `Guided`.
+    probabilities or logits, classes x H x W. Where the shares' last `attention` channels are guided
+    attention, it is `Guided`.
     """
 
     plan: WindowPlan
@@ -289,11 +305,11 @@ class Merger:
         rows = slice(band * _BAND, band * _BAND + total.shape[1])
         assert self._classes is not None
         assert self._attention is not None
-        probability, attention = np.split(total, [len(total) - self.attention])
+        mean, attention = np.split(total, [len(total) - self.attention])
         if self.scores:
-            self._classes[:, rows] = probability
+            self._classes[:, rows] = mean
         else:
-            self._classes[rows] = probability.argmax(0)
+            self._classes[rows] = mean.argmax(0)
         self._attention[:, rows] = attention
 
 

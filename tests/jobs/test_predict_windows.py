@@ -70,7 +70,23 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(tmp_path, scene, w
     expected = predict_windows(predictor, plan_windows((130, 170), spec), image)
     assert np.array_equal(read_labels(tmp_path / "1/scene.png"), expected)
     settings = json.loads((tmp_path / "1/predict.json").read_text())
-    assert settings["windows"] == {"scales": [0.5, 1.0, 1.25], "flip": True, "window": 64, "stride": 40}
+    assert settings["windows"] == {
+        "scales": [0.5, 1.0, 1.25], "flip": True, "window": 64, "stride": 40,
+        "base_size": None, "average": "probabilities",
+    }  # fmt: skip
+
+
+def test_logits_of_windows_larger_than_a_side(tmp_path, scene, weights):
+    """At scale 1 the image is 112x146."""
+    asked = ("--model", "pspnet50", "--weights", weights["pspnet50"], "--out", tmp_path, "--save", "npy")
+    options = ("--window", 120, "--base-size", 146, "--average", "logits")
+    assert predict(scene, *asked, *options).exit_code == 0
+    spec = WindowSpec(window=120, base_size=146, average="logits")
+    predictor = WindowPredictor(network("pspnet50"), torch.device("cpu"), "fp32")
+    plan = plan_windows((130, 170), spec)
+    assert {grain.scaled for grain in plan.grains} == {(112, 146)}
+    expected = predict_windows(predictor, plan, render_scene(0, 130, 170)[0], scores=True)
+    assert np.array_equal(np.load(tmp_path / "scene_scores.npy"), expected)
 
 
 def test_probabilities_sum_to_one(tmp_path, scene, weights):
@@ -144,9 +160,10 @@ def test_the_peak_of_a_worker_is_within_the_least_budget(tmp_path, scene, weight
     [
         (("--model", "spgnet18x2", "--attention", "car,boat"), "--attention: 'boat' is no class of camvid: "),
         (("--attention", "car"), "--attention: pspnet50 has no guided attention; SPGNets of two stages have"),
+        (("--average", "logits", "--flip"), "--average is logits: without --flip and with one of --scales"),
         (
-            ("--window", 713),
-            "scene.png: window is 713: at most 130, the shorter side of an image",
+            ("--average", "logits", "--scales", "1,2"),
+            "--average is logits: without --flip and with one of --scales",
         ),
         (("--scales", "0"), "--scales is '0': numbers above 0"),
         (("--scales", "1,x"), "--scales is '1,x': numbers above 0"),

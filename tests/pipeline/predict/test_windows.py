@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.window_memory import WindowCosts
 from fullres.pipeline.predict.windows import (
     Merger,
-    WindowError,
     WindowPredictor,
     WindowSpec,
     plan_windows,
@@ -57,7 +57,8 @@ def plain(image, spec, attention=()):
     x = normalise(torch.from_numpy(image)[None], torch.float32)
     total = torch.zeros(count, height, width)
     for scale in spec.scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        base = 1 if spec.base_size is None else spec.base_size / max(height, width)
+        size = (max(1, round(height * base * scale)), max(1, round(width * base * scale)))
         scaled = F.interpolate(x, size, mode="bilinear", align_corners=False)
         window = [n if spec.window is None else spec.window for n in size]
         pads = [max(0, w - n) for w, n in zip(window, size, strict=True)]
@@ -89,8 +90,9 @@ specs = st.builds(
         st.sampled_from([0.4, 0.5, 0.75, 1.0, 1.3, 2.0]), min_size=1, max_size=3, unique=True
     ).map(tuple),
     flip=st.booleans(),
-    window=st.one_of(st.none(), st.integers(1, 20)),
+    window=st.one_of(st.none(), st.integers(1, 60)),
     stride=st.none(),
+    base_size=st.one_of(st.none(), st.sampled_from([16, 30])),
 )
 
 
@@ -100,7 +102,7 @@ specs = st.builds(
 @example((21, 20), WindowSpec((1.3,), False, 1), 1)
 def test_equal_to_whole_images_window_by_window(size, spec, stride):
     if spec.window is not None and stride <= spec.window:
-        spec = WindowSpec(spec.scales, spec.flip, spec.window, stride)
+        spec = replace(spec, stride=stride)
     image = random_image(*size)
     predictor = WindowPredictor(Small(), torch.device("cpu"), "fp32")
     result = predict_windows(predictor, plan_windows(size, spec), image, scores=True)
@@ -181,9 +183,46 @@ def test_class_ids_are_those_of_the_scores(predictor):
     assert np.array_equal(labels, scores.argmax(0))
 
 
-def test_a_window_larger_than_the_image_is_refused():
-    with pytest.raises(WindowError, match="window is 713: at most 360, the shorter side"):
-        plan_windows((360, 480), WindowSpec(window=713))
+def slide(network, image, window, stride):
+    """`slide_inference` of mmsegmentation 1.2.2's EncoderDecoder, written anew."""
+    x = normalise(torch.from_numpy(image)[None], torch.float32)
+    height, width = x.shape[-2:]
+    total, counts = torch.zeros(5, height, width), torch.zeros(height, width)
+    for row in range(max(height - window + stride - 1, 0) // stride + 1):
+        for column in range(max(width - window + stride - 1, 0) // stride + 1):
+            bottom, right = min(row * stride + window, height), min(column * stride + window, width)
+            top, left = max(bottom - window, 0), max(right - window, 0)
+            total[:, top:bottom, left:right] += network(x[..., top:bottom, left:right])[0]
+            counts[top:bottom, left:right] += 1
+    return (total / counts).detach().numpy()
+
+
+@given(st.integers(20, 50), st.integers(20, 50), st.integers(5, 20), st.integers(4, 20))
+@settings(max_examples=12)
+def test_averaged_logits_are_those_of_mmsegmentation(height, width, window, stride):
+    image, stride = random_image(height, width), min(stride, window)
+    spec = WindowSpec(window=window, stride=stride, average="logits")
+    predictor = WindowPredictor(Small(), torch.device("cpu"), "fp32")
+    result = predict_windows(predictor, plan_windows((height, width), spec), image, scores=True)
+    np.testing.assert_allclose(result, slide(Small(), image, window, stride), atol=2e-5)
+
+
+def test_logits_are_no_view_of_what_the_network_keeps(predictor):
+    """A network may return a buffer of its own; shares are divided in place."""
+
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept = nn.Parameter(torch.ones(1, 5, 8, 8))
+
+        def forward(self, x):
+            return self.kept
+
+    image, spec = random_image(8, 12), WindowSpec(window=8, stride=4, average="logits")
+    keeping = WindowPredictor(Kept(), torch.device("cpu"), "fp32")
+    for _ in range(2):
+        result = predict_windows(keeping, plan_windows((8, 12), spec), image, scores=True)
+        np.testing.assert_allclose(result, 1, atol=1e-6)
 
 
 def peak(size, spec, precision="fp32", attention=(), name="spgnet18x2"):
