@@ -2,12 +2,13 @@
 each goes on from the last checkpoint.
 
 The driver watches through an actor, the board, on which the first process writes its reports, and any process
-what ended the training: Ray Train by itself would start again after a mistake in the data too.
+what ended the training, a mistake in the data for one: then nothing is started again.
 """
 
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -117,6 +118,7 @@ def fit(
     trainer = ElasticTrainer(
         _work,
         counts=counts,
+        ended=partial(_has_failed, board),
         train_loop_config={
             "config": config,
             "drop_head": drop_head,
@@ -158,6 +160,11 @@ def fit(
     return out.locate(WEIGHTS)
 
 
+def _has_failed(board: Any) -> bool:
+    """Whether it was told what ended the training."""
+    return ray.get(board.told.remote())[1] is not None
+
+
 def _fit(trainer: ElasticTrainer, ended: list[BaseException | None]) -> None:
     try:
         trainer.fit()
@@ -188,7 +195,7 @@ def _work(settings: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         ray.get(board.begin.remote(done, dist.get_world_size()))
     dist.barrier()
-    if ray.get(board.told.remote())[1] is not None:
+    if _has_failed(board):
         return
     try:
         samples = samples_of(config)

@@ -5,6 +5,7 @@ import re
 import shutil
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -42,33 +43,43 @@ def root(tmp_path_factory):
     return write_root(tmp_path_factory.mktemp("root"))
 
 
+def train_in(folder, cluster, root, out, workers, *changes, **network):
+    config = configuration(folder, out, root, **network)
+    asked = ["--threads", "1"] if workers is None else ["--workers", workers, "--address", cluster.address]
+    changed = [word for change in changes for word in ("--set", change)]
+    return CliRunner().invoke(app, ["train", str(config), *changed, *map(str, asked)])
+
+
 @pytest.fixture
 def train(cluster, root, tmp_path):
-    def run(out, workers, *changes, **network):
-        config = configuration(tmp_path, out, root, **network)
-        asked = (
-            ["--threads", "1"] if workers is None else ["--workers", workers, "--address", cluster.address]
-        )
-        changed = [word for change in changes for word in ("--set", change)]
-        return CliRunner().invoke(app, ["train", str(config), *changed, *map(str, asked)])
-
-    return run
+    return partial(train_in, tmp_path, cluster, root)
 
 
-def test_workers_are_one_process_with_the_whole_batch(train, tmp_path):
-    """Phases drawn of every split, a scored split, clipped gradients. Two workers share the phases, and the
-    parameters."""
-    scored = ("data.validation=val", f"evaluate_every={STEPS}")
-    changes = ("phases=[1, 1, 2, 4]", "gradient_clipping=1.0", *scored)
-    for out, workers, layout in (
-        ("plain", None, ()), ("one", 1, ()), ("two", 2, ("parallel.split=2", "parallel.zero=3")),
-    ):  # fmt: skip
-        result = train(out, workers, *changes, *layout)
+# Phases drawn of every split, a scored split, clipped gradients; and what two workers divide of it.
+RECIPE = ("phases=[1, 1, 2, 4]", "gradient_clipping=1.0", "data.validation=val", f"evaluate_every={STEPS}")
+DIVIDED = ("parallel.split=2", "parallel.zero=3")
+
+
+@pytest.fixture(scope="module")
+def by_two(cluster, root, tmp_path_factory):
+    """What two workers leave whom nobody disturbs."""
+    folder = tmp_path_factory.mktemp("two")
+    result = train_in(folder, cluster, root, "two", 2, *RECIPE, *DIVIDED)
+    assert result.exit_code == 0, result.output
+    return folder / "two"
+
+
+def test_workers_are_one_process_with_the_whole_batch(train, by_two, tmp_path):
+    """Two workers share the phases, and the parameters."""
+    for out, workers in (("plain", None), ("one", 1)):
+        result = train(out, workers, *RECIPE)
         assert result.exit_code == 0, result.output
     assert_equal(tmp_path / "one", tmp_path / "plain")
-    assert_close(tmp_path / "two", tmp_path / "plain")
-    for out in ("one", "two"):
-        pictures = [read_image(tmp_path / run / f"pictures/step-{STEPS:08d}.png") for run in (out, "plain")]
+    assert_close(by_two, tmp_path / "plain")
+    for folder in (tmp_path / "one", by_two):
+        pictures = [
+            read_image(run / f"pictures/step-{STEPS:08d}.png") for run in (folder, tmp_path / "plain")
+        ]
         truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
         assert (truths[0] == truths[1]).all()
 
@@ -85,16 +96,15 @@ def test_accumulated_parts_of_a_network_with_dropout_and_auxiliary_losses(train,
     assert_close(tmp_path / "on-2", tmp_path / "plain-2")
 
 
-def test_a_killed_worker_changes_nothing(train, tmp_path):
-    assert train("undisturbed", 2).exit_code == 0
+def test_a_killed_worker_changes_nothing(train, by_two, tmp_path):
     killed = []
     thread = threading.Thread(target=kill_a_worker_of, args=(tmp_path / "killed", killed))
     thread.start()
-    result = train("killed", 2)
+    result = train("killed", 2, *RECIPE, *DIVIDED)
     thread.join()
     assert result.exit_code == 0, result.output
     assert len(killed) == 1
-    assert_equal(tmp_path / "killed", tmp_path / "undisturbed")
+    assert_equal(tmp_path / "killed", by_two)
 
 
 @pytest.mark.slow
