@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "datasets": "List data sets, show one, or check a folder that should hold one.",
     "models": "List every network: backbone, output stride, parameters, multiply-adds of one image, paper.",
+    "weights": "List published weights that are known by name: network, data set, mean IoU as published.",
     "targets": "Training targets for a whole data set, in Parquet.",
     "bench": "Side-by-side measurements, in one run.",
 }

@@ -1,0 +1,45 @@
+"""`fullres weights`: which published weights `--weights` takes by name."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fullres.jobs.common import check_model, known_dataset
+from fullres.pipeline.data.fetch import place_of
+from fullres.pipeline.predict.published import published
+
+
+def weights(
+    dataset: Annotated[str | None, typer.Option(help="Only those for its classes.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this network.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with addresses.")] = False,
+) -> None:
+    """List published weights that are known by name: network, data set, mean IoU as published.
+
+    The mean IoU is what the publisher measured on the validation images, at one scale; "here": fetched.
+    """
+    if model is not None:
+        check_model(model)
+    if dataset is not None:
+        known_dataset(dataset)
+    rows = [r for r in published().values() if dataset in (None, r.dataset) and model in (None, r.model)]
+    here = {row.name: place_of(row.address).is_file() for row in rows}
+    if as_json:
+        print(json.dumps([asdict(row) | {"here": here[row.name]} for row in rows], indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("weights", "model", "dataset"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("mIoU", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, row.model, row.dataset, f"{row.miou:.2f}", "here" if here[row.name] else "")
+    out = Console()
+    out.width = max(out.width, 130)  # names are whole, also in a pipe
+    out.print(table)
+    if not rows:
+        out.print("none is known")
