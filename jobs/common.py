@@ -15,6 +15,9 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
@@ -23,10 +26,11 @@ from fullres.ops.errors import FullresError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.predict.execute import native_precision
+from fullres.pipeline.predict.published import is_remote, local_weights
 from fullres.pipeline.predict.schedule import Precision
 from fullres.pipeline.predict.shipped import needed_weights
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # names with colons are no pictures
 
 USER_ERRORS = (FullresError, OSError)
 
@@ -45,6 +49,14 @@ AddressOption = Annotated[
     str | None,
     typer.Option(
         help="Ray cluster to run on ('auto', 'host:port'). A cluster of this machine's own by default."
+    ),
+]
+
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A file (.safetensors, .pth), a name of `fullres weights`, https:// or hf://; the "
+        "shipped ones by default."
     ),
 ]
 
@@ -73,6 +85,13 @@ def fail(message: object) -> NoReturn:
 def complain(kind: str, message: object) -> None:
     """One line on standard error, `kind: message`. Brackets in a user's names are no markup."""
     console.print(f"[red]{kind}:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+
+
+def print_table(table: Table, width: int = 0) -> None:
+    """On standard output, at least so wide: names and figures are whole, also in a pipe."""
+    out = Console(emoji=False)
+    out.width = max(out.width, width)
+    out.print(table)
 
 
 def check_writable(path: Path) -> None:
@@ -135,6 +154,24 @@ def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn
         weights = needed_weights(model, dataset_name)
     network, info = load_network(model, weights)
     return network, _classes(info, weights, dataset_name), weights
+
+
+def asked_for(
+    model: str | None, weights: str | None, dataset_name: str | None
+) -> tuple[str, Path | None, str | None]:
+    """What the options name: the network, the file of its weights, fetched if it is not a path, and the data
+    set. Weights of the table say by themselves what they are of. Raises what USER_ERRORS lists."""
+    if weights is None or not is_remote(weights):
+        return model or "smp18", None if weights is None else Path(weights), dataset_name
+    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("")
+        path, row = local_weights(weights, lambda done, total: bar.update(task, completed=done, total=total))
+    if row is not None and model not in (None, row.model):
+        fail(f"--model is '{model}': {weights} is of {row.model}")
+    if row is None:
+        return model or "smp18", path, dataset_name
+    return row.model, path, dataset_name or row.dataset
 
 
 def own_network(factory: str) -> nn.Module:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from fullres.jobs.common import check_split, clear_errors, console, fail, known_dataset
+from fullres.jobs.common import check_split, clear_errors, console, fail, known_dataset, print_table
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets.check import Check, check_frames
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -92,7 +91,7 @@ def _show(table: Table, plain: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plain, indent=1))
     else:
-        Console().print(table)
+        print_table(table)
 
 
 def _list(known: list[Dataset]) -> Table:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.jobs.common import clear_errors, console, known_dataset
+from fullres.jobs.common import clear_errors, console, known_dataset, print_table
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -46,7 +45,7 @@ def evaluate(
             )
         if json_file:
             write_bytes_atomically(json_file, json.dumps(evaluation.to_json(), indent=1).encode())
-    Console().print(score_table(evaluation))
+    print_table(score_table(evaluation))
 
 
 def score_table(evaluation: Evaluation) -> Table:

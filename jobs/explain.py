@@ -7,7 +7,7 @@ import torch
 import typer
 from rich.progress import Progress
 
-from fullres.jobs.common import clear_errors, complain, console, fail, load
+from fullres.jobs.common import WeightsOption, asked_for, clear_errors, complain, console, fail, load
 from fullres.models.catalogue import CATALOGUE
 from fullres.pipeline.data.images import ImageError, list_images, naming, read_image, write_png
 from fullres.pipeline.data.pictures import heat
@@ -21,10 +21,10 @@ def explain(
     ],
     classes: Annotated[str, typer.Option(help="Which classes: names with commas between.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
-    model: Annotated[str, typer.Option(help="Network, e.g. smp18, pspnet50.")] = "smp18",
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")
+    model: Annotated[
+        str | None, typer.Option(help="Network: smp18 if not given, pspnet50, ...; see `fullres models`.")
     ] = None,
+    weights: WeightsOption = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose classes; what the weights say by default.")
     ] = None,
@@ -39,7 +39,8 @@ def explain(
     the image, without a budget.
     """
     with clear_errors():
-        network, known, _ = load(model, weights, dataset)
+        model, file, whose = asked_for(model, weights, dataset)
+        network, known, _ = load(model, file, whose)
         ids = _class_ids(classes, known)
         found = list_images(images)
         try:

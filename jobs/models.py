@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fullres.jobs.common import console, parse_size
+from fullres.jobs.common import console, parse_size, print_table
 from fullres.models.catalogue import CATALOGUE, Entry, build, parameter_count
 from fullres.models.count import count_macs
 from fullres.models.full_resolution.split_merge import HasFullResolution
@@ -42,9 +41,7 @@ def models(
     for row in rows:
         figures = (str(row["output_stride"]), f"{row['parameters'] / 1e6:.2f}M", _giga(row["macs"]))
         table.add_row(row["model"], row["backbone"], *figures, row["paper"])
-    out = Console()
-    out.width = max(out.width, 100)  # names and figures are whole, also in a pipe
-    out.print(table)
+    print_table(table, 100)
 
 
 def _giga(macs: int) -> str:

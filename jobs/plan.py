@@ -104,7 +104,7 @@ def plan(
         if json_file:
             figures = _figures(tree, asked, levels, workers, images, others)
             write_bytes_atomically(json_file, json.dumps(figures, indent=1).encode())
-    out = Console(highlight=False)
+    out = Console(highlight=False, emoji=False)
     settings = f"{chosen}, {device.value}, {_mib(budget)} a worker"
     out.print(f"{model} ({described}) on {size[1]}x{size[0]} pixels, {settings}", soft_wrap=True)
     out.print(_tree_table(levels, tree.every_phase))

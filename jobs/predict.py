@@ -22,6 +22,8 @@ from fullres.cluster.workers import cluster_device
 from fullres.jobs.common import (
     AddressOption,
     PrecisionChoice,
+    WeightsOption,
+    asked_for,
     choose_precision,
     clear_errors,
     console,
@@ -75,9 +77,7 @@ def predict(
         str | None,
         typer.Option("--network", help="Or one of your own: package.module:factory, without arguments."),
     ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights (.safetensors, .pth); the shipped ones by default.")
-    ] = None,
+    weights: WeightsOption = None,
     dataset: Annotated[
         str | None, typer.Option(help="Whose classes and colours; what the weights say by default.")
     ] = None,
@@ -140,9 +140,9 @@ def predict(
     chosen_bands = _bands(bands)
     with clear_errors():
         if network_factory is None:
-            model = model or "smp18"
-            network, known, weights = load(model, weights, dataset)
-            digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+            model, file, whose = asked_for(model, weights, dataset)
+            network, known, file = load(model, file, whose)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         elif model is not None or weights is not None:
             fail(f"--network is '{network_factory}': leave out --model and --weights, of the catalogue")
         else:

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.jobs.common import clear_errors, console, fail, known_dataset
+from fullres.jobs.common import clear_errors, console, fail, known_dataset, print_table
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
 from fullres.pipeline.review.evaluate import Evaluation
@@ -46,7 +45,7 @@ def report(
             out,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    Console().print(_table(predictions, evaluations))
+    print_table(_table(predictions, evaluations))
     print(out / "index.html")
 
 

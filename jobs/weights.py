@@ -5,10 +5,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from fullres.jobs.common import check_model, known_dataset
+from fullres.jobs.common import check_model, known_dataset, print_table
 from fullres.pipeline.data.fetch import place_of
 from fullres.pipeline.predict.published import published
 
@@ -38,8 +37,6 @@ def weights(
     table.add_column("", no_wrap=True)
     for row in rows:
         table.add_row(row.name, row.model, row.dataset, f"{row.miou:.2f}", "here" if here[row.name] else "")
-    out = Console()
-    out.width = max(out.width, 130)  # names are whole, also in a pipe
-    out.print(table)
+    print_table(table, 130)
     if not rows:
-        out.print("none is known")
+        print("none is known")

@@ -17,12 +17,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
-from fullres.jobs.common import check_model
+from fullres.jobs.common import check_model, print_table
 from fullres.ops.allocator import RETURNING, keep_freed_memory
 from fullres.pipeline.train.config import Precision, TrainingConfig
 from fullres.pipeline.train.engine import objective_of
@@ -66,9 +65,7 @@ def memory(
             f"{config.parallel.zero}", f"{estimate / 2**20:.0f}", f"{measured / 2**20:.0f}",
             f"{estimate / measured:.2f}",
         )  # fmt: skip
-    out_console = Console()
-    out_console.width = max(out_console.width, 110)
-    out_console.print(table)
+    print_table(table, 110)
 
 
 def _measured(configs: list[TrainingConfig], workers: int) -> list[int]:

@@ -14,12 +14,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
-from fullres.jobs.common import AddressOption, console
+from fullres.jobs.common import AddressOption, console, print_table
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.images import write_png
@@ -104,9 +103,7 @@ def parity(
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(row["network"], row["layout"], row["beside"], f"{row['difference']:.1e}")
-    out_console = Console()
-    out_console.width = max(out_console.width, 110)
-    out_console.print(table)
+    print_table(table, 110)
 
 
 def _rounded(config: TrainingConfig, path: Path) -> TrainingConfig:

@@ -13,13 +13,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.bench.parity import write_scenes
-from fullres.jobs.common import AddressOption, console
+from fullres.jobs.common import AddressOption, console, print_table
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.loop import fit
@@ -67,9 +66,7 @@ def pipeline(
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*(f"{value:.3g}" for value in row.values()))
-    out_console = Console()
-    out_console.width = max(out_console.width, 110)
-    out_console.print(table)
+    print_table(table, 110)
 
 
 def _seconds(config: TrainingConfig) -> float:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 import typer
 from numba import njit
-from rich.console import Console
 from rich.table import Table
 from scipy import sparse
 from scipy.interpolate import griddata
@@ -29,7 +28,7 @@ from scipy.ndimage import distance_transform_edt, uniform_filter
 from scipy.sparse.linalg import spsolve
 
 from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_bytes
-from fullres.jobs.common import check_writable, clear_errors, console, fail
+from fullres.jobs.common import check_writable, clear_errors, console, fail, print_table
 from fullres.ops.boundary import boundary_map
 from fullres.ops.class_probability import class_probability_pyramid
 from fullres.ops.interpolate import interpolate_labels
@@ -272,7 +271,7 @@ def _show_oracle(scores: dict[str, dict[int, float]], maps: int) -> None:
         table.add_column(heading, justify="left" if "tensor" in heading else "right")
     for name, row in scores.items():
         table.add_row(name, *(f"{score:.2f}" for score in row.values()))
-    Console().print(table)
+    print_table(table)
 
 
 def _show_speed(cases: list[dict[str, Any]], title: str) -> None:
@@ -294,7 +293,7 @@ def _show_speed(cases: list[dict[str, Any]], title: str) -> None:
                 f"{memory / 2**20:.0f}",
                 share,
             )
-    Console().print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

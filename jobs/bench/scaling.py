@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster.connection import ray_cluster
@@ -30,6 +29,7 @@ from fullres.jobs.common import (
     console,
     fail,
     parse_bytes,
+    print_table,
 )
 from fullres.ops.allocator import RETURNING, suit_allocator
 from fullres.pipeline.data.files import write_bytes_atomically
@@ -179,4 +179,4 @@ def _show(result: dict[int, dict[str, float]], title: str) -> None:
             f"{row['busy']:.1%}",
             f"{row['bytes']:.3f}",
         )
-    Console().print(table)
+    print_table(table)

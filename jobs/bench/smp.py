@@ -10,11 +10,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.jobs.bench.variants import check_network, describe
-from fullres.jobs.common import PrecisionChoice, choose_precision, clear_errors, console, parse_bytes
+from fullres.jobs.common import (
+    PrecisionChoice,
+    choose_precision,
+    clear_errors,
+    console,
+    parse_bytes,
+    print_table,
+)
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import read_image
 from fullres.pipeline.scenes import render_scene
@@ -116,4 +122,4 @@ def _show(result: dict[str, dict[str, Any]], title: str) -> None:
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
         share = "" if row["differing"] is None else f"{row['differing']:.4%}"
         table.add_row(name, f"{row['seconds']:.2f}", f"{row['ratio']:.3f}", memory, share)
-    Console().print(table)
+    print_table(table)

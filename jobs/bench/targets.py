@@ -12,12 +12,11 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster import targets as cluster_targets
 from fullres.cluster.connection import ray_cluster
-from fullres.jobs.common import check_writable, clear_errors, console
+from fullres.jobs.common import check_writable, clear_errors, console, print_table
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import Storage
@@ -114,4 +113,4 @@ def _show(runs: list[dict[str, float]], title: str) -> None:
         table.add_column(heading, justify="right")
     for run in runs:
         table.add_row(*(cell(run) for cell in columns.values()))
-    Console().print(table)
+    print_table(table)

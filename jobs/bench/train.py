@@ -15,13 +15,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fullres.cluster import training
 from fullres.cluster.connection import ray_cluster
 from fullres.jobs.bench.parity import write_scenes
-from fullres.jobs.common import AddressOption, console
+from fullres.jobs.common import AddressOption, console, print_table
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.loop import fit
 
@@ -108,6 +107,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
         plain = rows[i - i % 4]["images_per_second"]
         rate, memory = row["images_per_second"], f"{row['memory']:.0f}"
         table.add_row(row["layout"], f"{rate:.2f}", f"{rate / plain:.3f}", f"{row['waiting']:.1%}", memory)
-    out_console = Console()
-    out_console.width = max(out_console.width, 110)
-    out_console.print(table)
+    print_table(table, 110)
