@@ -11,7 +11,7 @@ DEMO_MODELS := fcn32s18 fcn8s18 smp18
 DEMO_SCENES := --count 4 --first-seed 0
 TRAINING_SCENES := --count 320 --first-seed 1000
 
-.PHONY: setup demo test test-slow lint bench train-shipped clean
+.PHONY: setup demo test test-slow lint bench parity train-shipped clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -58,6 +58,15 @@ lint: setup
 bench: setup
 	$(BIN)/fullres bench smp
 
+# Networks of mmsegmentation beside the project's own, from the same checkpoints: minutes. It has an environment
+# of its own; a wheel of mmcv-lite after 2.1 does not go with it.
+PEER := .peer
+parity: setup
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 mmsegmentation==1.2.2 \
+	  mmcv-lite==2.1.0 mmengine ftfy regex
+	$(BIN)/python -m tests.peers.parity $(PEER)/bin/python
+
 # The weights in models/shipped from nothing: hours on a CPU. Those for photographs need CamVid in runs/camvid.
 train-shipped: setup
 	$(BIN)/fullres scenes --out runs/scenes/train $(TRAINING_SCENES)
@@ -72,4 +81,4 @@ train-shipped: setup
 	else echo "no CamVid in runs/camvid: the weights for photographs are not trained"; fi
 
 clean:
-	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(PEER) .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DEMO) build *.egg-info

@@ -33,6 +33,9 @@ COMMANDS = {
     "export": (
         "Write a trained network for elsewhere: its weights or its encoder's, a graph for torch or ONNX."
     ),
+    "convert": (
+        "Write anybody's checkpoint as weights of the project; say what was recognised, left out, assumed."
+    ),
     "datasets": "List data sets, show one, or check a folder that should hold one.",
     "models": "List every network: backbone, output stride, parameters, multiply-adds of one image, paper.",
     "weights": "List published weights that are known by name: network, data set, mean IoU as published.",

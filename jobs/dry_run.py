@@ -18,7 +18,8 @@ def describe(config: TrainingConfig, laid_out: TrainingConfig | None) -> None:
     frames = Frames(config.data)
     print(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), end="")
     with torch.device("meta"):
-        parameters = parameter_count(build(config.model.name, len(frames.known.classes), config.model.width))
+        of_model, classes = config.model, len(frames.known.classes)
+        parameters = parameter_count(build(of_model.name, classes, of_model.width, of_model.like))
     epochs = config.steps * config.batch_size / len(frames)
     console.print(
         f"{config.model.name} with {parameters / 1e6:.2f}M parameters, {len(frames.known.classes)} classes; "

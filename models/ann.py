@@ -5,7 +5,7 @@
   image's size, for as many queries as pixels.
 - AFNB fuses two stages: layer4 asks, layer3 answers. APNB, behind a 3x3 to 512 channels, is self
   attention; its queries and keys are one transform of the input, computed once: mmsegmentation computes it
-  twice, and so moves its batch norm's running statistics twice a step.
+  twice, and so moves its batch norm's running statistics twice a step (and writes it down twice).
 - Query and key are 1x1 convolutions to 256 channels with batch norm and ReLU, values without; what attention
   yields goes through a 1x1 that starts as zero, is put beside the input and mixed by a last 1x1 (with batch
   norm; ReLU in APNB alone). Products are scaled by the root of the channels. All this as in the authors'

@@ -1,7 +1,7 @@
 """The networks by name: what `--model` takes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -26,18 +26,23 @@ from fullres.models.upernet import UPerNet
 
 Loss = Literal["cross_entropy", "ohem", "rmi"]
 
+# Whose network of that name it is to be, where it is not its authors': it computes what that one computes, by
+# other settings of the same modules. Its weights were trained for those.
+Publisher = Literal["mmseg"]
+
 
 @dataclass(frozen=True)
 class Entry:
     """A network of the catalogue, and what the rest of the project has to know of it.
 
-    build: of num_classes and width. output_stride: that of its coarsest features. evidence: the module with
+    build: of num_classes and width, and of `like` where `publishers` has some: whose networks of this name it
+    can be besides its authors'. family: the name without the backbone, which published checkpoints are
+    recognised as. output_stride: that of its coarsest features. evidence: the module with
     the backbone's last features, which `fullres explain` shows. labelled_by: split-merge is exact and keeps a
     memory budget. training_options: attributes that a training sets from its configuration. auxiliary: behind
     which of the backbone's features it has auxiliary heads in training if nothing else is asked for, 0 the
     finest; None: it takes none. losses: what its prediction may be trained by, its paper's first. encoders:
-    what published weights of a backbone are loaded into. authors_names: how names of parameters start in
-    published checkpoints of the network, and here.
+    what published weights of a backbone are loaded into.
     """
 
     name: str
@@ -51,24 +56,13 @@ class Entry:
     auxiliary: tuple[int, ...] | None = None
     losses: tuple[Loss, ...] = ("cross_entropy", "ohem")
     encoders: tuple[str, ...] = ("backbone",)
-    authors_names: Mapping[str, str] = field(default_factory=dict)
+    publishers: tuple[Publisher, ...] = ()
+    family: str = ""
 
     @property
     def splits(self) -> bool:
         """Whether its pooling splits (SMP): every phase is wanted, and training shrinks."""
         return "phases" in self.training_options
-
-
-# hszhao/semseg's PSPNet: its stem is a row of layers, convolution, batch norm, ReLU, three times.
-_SEMSEG = {
-    "layer0.0.": "backbone.conv1.",
-    "layer0.1.": "backbone.bn1.",
-    "layer0.3.": "backbone.conv2.",
-    "layer0.4.": "backbone.bn2.",
-    "layer0.6.": "backbone.conv3.",
-    "layer0.7.": "backbone.bn3.",
-    "aux.": "auxiliary.0.",
-}
 
 
 def _smp(depth: int, num_classes: int, width: float) -> SMP:
@@ -84,14 +78,45 @@ def _fcn8s(depth: int, num_classes: int, width: float) -> FCN8s:
 
 
 def _on_resnet(
-    network: Callable[..., nn.Module], stride: int, depth: int, num_classes: int, width: float
+    network: Callable[..., nn.Module],
+    stride: int,
+    depth: int,
+    num_classes: int,
+    width: float,
+    like: Publisher | None = None,
 ) -> nn.Module:
-    backbone = ResNet(depth, width, output_stride=stride, deep_stem=True)
-    return network(backbone, num_classes, channels=_scaled(512, width))
+    backbone = _resnet(depth, width, stride, like)
+    channels = _scaled(512, width)
+    if like is None:
+        return network(backbone, num_classes, channels=channels)
+    deeper = {"deeper": True} if network is DilatedFCN else {}
+    return network(backbone, num_classes, channels=channels, align_corners=False, **deeper)
 
 
-def _deeplab(backbone: Callable[..., Any], num_classes: int, width: float) -> nn.Module:
-    return DeepLabV3Plus(backbone(width), num_classes, channels=_scaled(256, width))
+def _resnet(depth: int, width: float, output_stride: int, like: Publisher | None = None) -> ResNet:
+    if like is None:
+        return ResNet(depth, width, output_stride=output_stride, deep_stem=True)
+    return ResNet(
+        depth, width, output_stride=output_stride, deep_stem=True, stem_channels=64, contract_dilation=True
+    )
+
+
+def _xception(width: float, output_stride: int, like: None = None) -> Xception:
+    return Xception(width, output_stride=output_stride)
+
+
+def _mobilenet(width: float, output_stride: int, like: Publisher | None = None) -> MobileNetV2:
+    return MobileNetV2(width, output_stride, dilate_first=like is not None)
+
+
+def _deeplab(
+    backbone: Callable[..., Any], num_classes: int, width: float, like: Publisher | None = None
+) -> nn.Module:
+    if like is None:
+        return DeepLabV3Plus(backbone(width, 16), num_classes, channels=_scaled(256, width))
+    return DeepLabV3Plus(
+        backbone(width, 8, like), num_classes, channels=_scaled(512, width), rates=(12, 24, 36), projection=3
+    )
 
 
 def _on_hrnet(
@@ -100,13 +125,15 @@ def _on_hrnet(
     align_corners: bool,
     num_classes: int,
     width: float,
+    like: Publisher | None = None,
     **variant: Any,
 ) -> nn.Module:
-    return network(HRNet(c, width, align_corners), num_classes, channels=_scaled(512, width), **variant)
+    backbone = HRNet(c, width, align_corners and like is None, by_factor=like is not None)
+    return network(backbone, num_classes, channels=_scaled(512, width), **variant)
 
 
-def _hrnet(c: int, num_classes: int, width: float) -> nn.Module:
-    return HRNetV2(HRNet(c, width), num_classes)
+def _hrnet(c: int, num_classes: int, width: float, like: Publisher | None = None) -> nn.Module:
+    return HRNetV2(HRNet(c, width, by_factor=like is not None), num_classes)
 
 
 def _spgnet(
@@ -150,44 +177,45 @@ def _entries() -> list[Entry]:
             entries.append(
                 Entry(
                     f"{family}{depth}", partial(_on_resnet, network, stride, depth), paper, f"ResNet-{depth}",
-                    stride, "backbone.layer4", auxiliary=(2,),
-                    authors_names=_SEMSEG if network is PSPNet else {},
+                    stride, "backbone.layer4", auxiliary=(2,), publishers=("mmseg",), family=family,
                 )
             )  # fmt: skip
     deeplabs: list[tuple[str, Callable[..., nn.Module], str, str]] = [
-        *((str(d), partial(ResNet, d, deep_stem=True), f"ResNet-{d}", "layer4") for d in (50, 101)),
-        ("-xception", Xception, "Xception-65", "exit2"),
-        ("-mobilenet", MobileNetV2, "MobileNetV2", "features.17"),
+        *((str(depth), partial(_resnet, depth), f"ResNet-{depth}", "layer4") for depth in (50, 101)),
+        ("-xception", _xception, "Xception-65", "exit2"),
+        ("-mobilenet", _mobilenet, "MobileNetV2", "features.17"),
     ]
     for suffix, backbone, label, last in deeplabs:
-        build = partial(_deeplab, partial(backbone, output_stride=16))
-        evidence = f"backbone.{last}"
+        published = backbone is not _xception
         entries.append(
             Entry(
-                f"deeplabv3plus{suffix}",
-                build,
-                "DeepLabV3+",
-                label,
-                16,
-                evidence,
-                auxiliary=(2,),
-                encoders=() if backbone is Xception else ("backbone",),
+                f"deeplabv3plus{suffix}", partial(_deeplab, backbone), "DeepLabV3+", label, 16,
+                f"backbone.{last}", auxiliary=(2,), encoders=("backbone",) if published else (),
+                publishers=("mmseg",) if published else (), family="deeplabv3plus",
             )
-        )
+        )  # fmt: skip
     stage4 = "backbone.stage4"
     for c in (18, 32, 48):
         label = f"HRNetV2-W{c}"
-        entries.append(Entry(f"hrnet{c}", partial(_hrnet, c), "HRNet", label, 4, stage4))
+        hrnet, ocrnet = partial(_hrnet, c), partial(_on_hrnet, OCRNet, c, True)
+        entries.append(
+            Entry(f"hrnet{c}", hrnet, "HRNet", label, 4, stage4, publishers=("mmseg",), family="hrnet")
+        )
         # Its soft regions are what an auxiliary head would be.
-        ocrnet = partial(_on_hrnet, OCRNet, c, True)
-        entries.append(Entry(f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=()))
+        entries.append(
+            Entry(
+                f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=(), publishers=("mmseg",),
+                family="ocrnet",
+            )
+        )  # fmt: skip
     # The switches of Table 4.
-    for name, variant in (
+    variants: list[tuple[str, dict[str, Any]]] = [
         ("seethroughnet48", {}),
         ("seethroughnet48-no-cpp", {"cpp": False}),
         ("seethroughnet48-no-attention", {"attention": False}),
         ("seethroughnet48-neither", {"cpp": False, "attention": False}),
-    ):
+    ]
+    for name, variant in variants:
         seethrough = partial(_on_hrnet, SeeThroughNet, 48, False, **variant)
         entries.append(
             Entry(
@@ -229,11 +257,25 @@ def _spgnets() -> Iterator[Entry]:
 CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _entries()}
 
 
-def build(name: str, num_classes: int, width: float = 1.0) -> nn.Module:
-    """A network with fresh parameters. Raises ValueError that lists the names."""
+def build(name: str, num_classes: int, width: float = 1.0, like: Publisher | None = None) -> nn.Module:
+    """A network with fresh parameters; with `like` as that publisher has it, not its authors. Raises
+    ValueError that lists what there is."""
+    check(name, like)
+    if like is None:
+        return CATALOGUE[name].build(num_classes, width)
+    return CATALOGUE[name].build(num_classes, width, like=like)
+
+
+def check(name: str, like: str | None = None) -> None:
+    """Raise ValueError for a name that the catalogue lacks, or a publisher that the network lacks."""
     if name not in CATALOGUE:
         raise ValueError(f"model is '{name}': one of {', '.join(CATALOGUE)}")
-    return CATALOGUE[name].build(num_classes, width)
+    if like is not None and like not in (there := CATALOGUE[name].publishers):
+        raise ValueError(
+            f"like is '{like}': {name} is its authors' alone"
+            if not there
+            else f"like is '{like}': {name} has {', '.join(there)}, or none, which is its authors'"
+        )
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -10,7 +10,8 @@
 - The defaults are the authors' (tensorflow/models, research/deeplab). mmsegmentation's network, the one that
   SeeThroughNet is compared with, has twice the channels and projects by a plain 3x3:
   `channels=512, projection=3, rates=(12, 24, 36)` on a ResNet at output stride 8, 43.59M parameters with
-  ResNet-50 and an auxiliary head.
+  ResNet-50 and an auxiliary head. `catalogue.build(name, classes, like="mmseg")` is that, with all that its
+  ResNet and MobileNetV2 have otherwise.
 - Dropout 0.1 of whole channels before the classifier is mmsegmentation's; the authors drop single values
   behind the projection. Interpolation is without align_corners; the authors' is with it.
 """

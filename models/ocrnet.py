@@ -9,9 +9,10 @@
   norm and ReLU, those of query and key twice; products are scaled by the root of the channels. Context and
   pixel go through a 1x1 to 512.
 - Dropout of 0.05, of whole channels, and biases in front of two batch norms are the authors'. mmsegmentation,
-  which has neither, counts 12.08M parameters with HRNetV2-W18.
+  which has neither, counts 12.08M parameters with HRNetV2-W18; zeros for those biases are the same.
 - Parameter names are those of the authors' HRNet-Semantic-Segmentation (see `models.weights`). Their weights
-  were trained with align_corners, so the catalogue builds `HRNet(c, align_corners=True)`.
+  were trained with align_corners, so the catalogue builds `HRNet(c, align_corners=True)`; with
+  `like="mmseg"` it builds mmsegmentation's, without.
 - SeeThroughNet's auxiliary heads (Han et al., CVPR 2022, Sec. 4.1) are on the backbone's four branches.
 """
 

@@ -85,7 +85,7 @@ def _of_weights(path: Path, model: str | None) -> tuple[nn.Module, WeightsInfo]:
             raise ExportError(f"--model: weights {path} do not say which network they are; name it")
         model = said.model
     network, info = load_network(model, path)
-    return network, WeightsInfo(model, info.width, info.num_classes, info.dataset)
+    return network, WeightsInfo(model, info.width, info.num_classes, info.dataset, info.like)
 
 
 def _of_checkpoint(path: Path) -> tuple[nn.Module, WeightsInfo]:
@@ -99,8 +99,8 @@ def _of_checkpoint(path: Path) -> tuple[nn.Module, WeightsInfo]:
     except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{path} is no checkpoint of a training") from error
     known = data.known()
-    info = WeightsInfo(of_model.name, of_model.width, len(known.classes), known.name)
-    network = build(of_model.name, info.num_classes, info.width)
+    info = WeightsInfo(of_model.name, of_model.width, len(known.classes), known.name, of_model.like)
+    network = build(of_model.name, info.num_classes, info.width, info.like)
     own = {name: t for name, t in state["network"].items() if not name.startswith("auxiliary.")}
     load_state(network, own, str(path))
     return network.eval(), info
@@ -114,6 +114,8 @@ def export_weights(network: nn.Module, info: WeightsInfo, out: Path, backbone: b
     if backbone:
         state = published_backbone(info.model, network)
     elif out.suffix == ".pth":
+        if info.like is not None:  # under its authors' names it would be read as theirs
+            raise WeightsError(f"{out}: {info.model} like {info.like} is written as .safetensors alone")
         state = published_state(info.model, network)
     with atomic(out) as temporary:
         if out.suffix == ".pth":

@@ -115,7 +115,8 @@ def _rounded(config: TrainingConfig, path: Path) -> TrainingConfig:
         towards = torch.where(torch.rand(p.shape, generator=noise) < 0.5, -torch.inf, torch.inf)
         p.data = torch.nextafter(p.data, towards)
     network.auxiliary = None  # type: ignore[assignment]
-    info = WeightsInfo(config.model.name, config.model.width, len(config.data.known().classes))
+    classes = len(config.data.known().classes)
+    info = WeightsInfo(config.model.name, config.model.width, classes, like=config.model.like)
     save_weights(network, path, info)
     return config.model_copy(update={"model": config.model.model_copy(update={"weights": path})})
 

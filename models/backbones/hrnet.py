@@ -11,6 +11,8 @@
 - `align_corners` is how published weights differ: mmsegmentation's and NVIDIA's were trained without it. Of
   the authors' own, HRNetV2's for Cityscapes, LIP and PASCAL-Context with 59 classes were too; those for
   ADE20K and COCO-Stuff, and all with OCR, were trained with it.
+- mmsegmentation's exchange enlarges a branch by a factor, 2, 4 or 8, and brings what is then too large to the
+  finer branch's size by interpolation once more: `by_factor`. Where all sizes are divisible it is the same.
 - The backbone starts as the authors' ImageNet network does, the head as in their segmentation code (normal,
   deviation 0.001).
 """
@@ -40,9 +42,10 @@ def _bring(channels: Sequence[int], source: int, target: int) -> nn.Module:
 class HighResolutionModule(nn.Module):
     """Four basic blocks on each branch, then the exchange. Takes and returns a list, finest first."""
 
-    def __init__(self, channels: Sequence[int], align_corners: bool) -> None:
+    def __init__(self, channels: Sequence[int], align_corners: bool, by_factor: bool = False) -> None:
         super().__init__()
         self.align_corners = align_corners
+        self.by_factor = by_factor
         branches = range(len(channels))
         self.branches = nn.ModuleList(residual_layer(BasicBlock, c, c, 4) for c in channels)
         self.fuse_layers = nn.ModuleList(
@@ -56,10 +59,13 @@ class HighResolutionModule(nn.Module):
     def _sum(self, features: list[Tensor], target: int) -> Tensor:
         size = features[target].shape[-2:]
         layers = self.fuse_layers[target]
-        brought = [
-            resize(layer(x), size, self.align_corners)
-            for layer, x in zip(layers, features, strict=True)  # type: ignore[call-overload]
-        ]
+        brought = []
+        for source, (layer, x) in enumerate(zip(layers, features, strict=True)):  # type: ignore[call-overload]
+            x = layer(x)
+            if self.by_factor and source > target:
+                factor = 2 ** (source - target)
+                x = resize(x, [factor * n for n in x.shape[-2:]], self.align_corners)
+            brought.append(resize(x, size, self.align_corners))
         total = brought[0]
         for x in brought[1:]:
             total = total + x
@@ -70,7 +76,8 @@ class HRNet(nn.Module):
     """The features of a high-resolution network, N x 3 x H x W to four of N x C x ceil(H / s) x ceil(W / s).
 
     `c` is 18, 32 or 48 as published. `width` multiplies every channel count, `c` and the stem's; `channels`
-    are those of the four branches. Raises ValueError where it leaves a layer without channels.
+    are those of the four branches. `by_factor`: how branches are enlarged. Raises ValueError where `width`
+    leaves a layer without channels.
     """
 
     # What published checkpoints hold beside the features, by prefix of the key.
@@ -79,12 +86,15 @@ class HRNet(nn.Module):
         *("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head."),  # segmentation
     )
 
-    def __init__(self, c: int, width: float = 1.0, align_corners: bool = False) -> None:
+    def __init__(
+        self, c: int, width: float = 1.0, align_corners: bool = False, by_factor: bool = False
+    ) -> None:
         super().__init__()
         base, stem = int(c * width), int(64 * width)
         if min(base, stem) < 1:
             raise ValueError(f"HRNet-W{c} width is {width}: at least 1/{min(c, 64)}")
         self.align_corners = align_corners
+        self.by_factor = by_factor
         self.channels = [base * 2**i for i in range(4)]
         c2, c3, c4, c5 = self.channels
         self.conv1 = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
@@ -104,7 +114,9 @@ class HRNet(nn.Module):
 
     def _stage(self, modules: int, branches: int) -> nn.Sequential:
         channels = self.channels[:branches]
-        return nn.Sequential(*(HighResolutionModule(channels, self.align_corners) for _ in range(modules)))
+        return nn.Sequential(
+            *(HighResolutionModule(channels, self.align_corners, self.by_factor) for _ in range(modules))
+        )
 
     def _new_branch(self, in_channels: int, channels: int, index: int) -> nn.ModuleList:
         """The branches so far stay as they are; number `index` starts from the coarsest of them."""

@@ -7,6 +7,8 @@
 - The last 1x1 convolution to 1280 channels (`features.18`) belongs to the classifier, as DeepLab takes it:
   the features are the last block's, 320 channels.
 - Below an output stride of 32, strides turn into dilation as in DeepLab's code (see `parts.atrous`).
+  mmsegmentation dilates the first block of a stage alone, by all strides given up, its own among them:
+  `dilate_first`.
 - `width` is the paper's width multiplier; channel counts stay multiples of eight, as its authors round them.
 """
 
@@ -52,21 +54,33 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
+def _first_dilated(placed: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Strides and dilations of all blocks, with the dilation of a stage's last block in its first alone."""
+    result: list[tuple[int, int]] = []
+    for _, _, count, _ in STAGES:
+        stride, dilation = placed[len(result)][0], placed[len(result) + count - 1][1]
+        result += [(stride, dilation), *[(1, 1)] * (count - 1)]
+    return result
+
+
 class MobileNetV2(nn.Module):
     """N x 3 x H x W to four features N x C x ceil(H / s) x ceil(W / s). `channels` are theirs.
 
-    Raises ValueError for an output stride other than 8, 16 and 32.
+    `dilate_first`: of a stage behind strides given up, only the first block is dilated. Raises
+    ValueError for an output stride other than 8, 16 and 32.
     """
 
     # What published checkpoints hold beside the features, by prefix of the key.
     not_features: ClassVar = ("features.18.", "classifier.")
 
-    def __init__(self, width: float = 1.0, output_stride: int = 32) -> None:
+    def __init__(self, width: float = 1.0, output_stride: int = 32, dilate_first: bool = False) -> None:
         super().__init__()
         before = round_to_eight(32 * width)
         blocks: list[nn.Module] = [nn.Sequential(*conv_bn(3, before, 3, 2), nn.ReLU6())]
         rows = [(t, round_to_eight(c * width), s if i == 0 else 1) for t, c, n, s in STAGES for i in range(n)]
         placed = atrous([s for _, _, s in rows], 2, output_stride)
+        if dilate_first:
+            placed = _first_dilated(placed)
         for (expansion, channels, own_stride), (stride, dilation) in zip(rows, placed, strict=True):
             # Narrow networks have equal channels on both sides of a stride: no shortcut, even if given up.
             shortcut = own_stride == 1 and before == channels

@@ -9,7 +9,8 @@
 - Depth 269 is PSPNet's (Sec. 5.2).
 - At output stride 8, layer3 and layer4 trade their stride for dilation as in PSPNet's code: 2 on every 3x3 of
   layer3, 4 on every 3x3 of layer4. (At 16 it is layer4 alone, with 2.) mmsegmentation and timm leave the
-  first block of a layer at the dilation before it: their weights load, but were trained for other outputs.
+  first block of a layer at the dilation before it: `contract_dilation`, which is mmsegmentation's word.
+- mmsegmentation's deep stem has half the channels, 32, 32 and 64: `stem_channels=64`, its last ones.
 """
 
 from typing import ClassVar
@@ -78,17 +79,24 @@ DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
 
 
 def residual_layer(
-    block: Block, in_channels: int, width: int, count: int, stride: int = 1, dilation: int = 1
+    block: Block,
+    in_channels: int,
+    width: int,
+    count: int,
+    stride: int = 1,
+    dilation: int = 1,
+    first_dilation: int | None = None,
 ) -> nn.Sequential:
-    """`count` blocks of `width * block.expansion` channels. The first has the stride, and a 1x1 convolution
-    for its shortcut where size or channels change."""
+    """`count` blocks of `width * block.expansion` channels. The first has the stride, a dilation of its own
+    if one is given, and a 1x1 convolution for its shortcut where size or channels change."""
     channels = width * block.expansion
     blocks = []
     for i in range(count):
         step = stride if i == 0 else 1
         changes = step != 1 or in_channels != channels
         downsample = conv_bn(in_channels, channels, 1, step) if changes else None
-        blocks.append(block(in_channels, width, step, dilation, downsample))
+        own = first_dilation if i == 0 and first_dilation is not None else dilation
+        blocks.append(block(in_channels, width, step, own, downsample))
         in_channels = channels
     return nn.Sequential(*blocks)
 
@@ -97,8 +105,10 @@ class ResNet(nn.Module):
     """The features of a residual network: N x 3 x H x W to N x C x ceil(H / 32) x ceil(W / 32), or / 16, / 8.
 
     `width` multiplies every channel count; `channels` are those of layer1 to layer4. `pool` stands between
-    the stem and layer1: max pooling as published unless given. Raises ValueError for a depth, width or output
-    stride that does not exist.
+    the stem and layer1: max pooling as published unless given. `stem_channels` are the last of a deep stem,
+    whose first two convolutions have half as many: 128 unless given, times `width` as all others.
+    `contract_dilation`: the first block of a dilated layer keeps the dilation before it. Raises ValueError
+    for a depth, width or output stride that does not exist.
     """
 
     # What published checkpoints hold beside the features, by prefix of the key.
@@ -111,6 +121,8 @@ class ResNet(nn.Module):
         pool: nn.Module | None = None,
         output_stride: int = 32,
         deep_stem: bool = False,
+        stem_channels: int = 128,
+        contract_dilation: bool = False,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -118,9 +130,9 @@ class ResNet(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"ResNet output stride is {output_stride}: one of 8, 16, 32")
         block, repeats = DEPTHS[depth]
-        stem = int(64 * width)
-        if stem < 1:
-            raise ValueError(f"ResNet width is {width}: at least 1/64")
+        base, stem = int(64 * width), int(stem_channels // 2 * width)
+        if min(base, stem) < 1:
+            raise ValueError(f"ResNet width is {width}: at least 1/{min(64, stem_channels // 2)}")
         self.deep_stem = deep_stem
         if deep_stem:
             self.conv1 = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
@@ -130,16 +142,17 @@ class ResNet(nn.Module):
             self.conv3 = nn.Conv2d(stem, stem * 2, 3, 1, 1, bias=False)
             self.bn3 = nn.BatchNorm2d(stem * 2)
         else:
-            self.conv1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False)
-            self.bn1 = nn.BatchNorm2d(stem)
+            self.conv1 = nn.Conv2d(3, base, 7, 2, 3, bias=False)
+            self.bn1 = nn.BatchNorm2d(base)
         self.pool = pool or nn.MaxPool2d(3, 2, 1)
-        self.channels = [stem * 2**i * block.expansion for i in range(4)]
-        in_channels = [stem * 2 if deep_stem else stem, *self.channels]
+        self.channels = [base * 2**i * block.expansion for i in range(4)]
+        in_channels = [stem * 2 if deep_stem else base, *self.channels]
         layers = []
         for i, count in enumerate(repeats):
             dilation = max(1, 4 * 2**i // output_stride)
             stride = 1 if i == 0 or dilation > 1 else 2
-            layers.append(residual_layer(block, in_channels[i], stem * 2**i, count, stride, dilation))
+            first = max(1, dilation // 2) if contract_dilation else dilation
+            layers.append(residual_layer(block, in_channels[i], base * 2**i, count, stride, dilation, first))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         kaiming(self)
 

@@ -139,7 +139,8 @@ def save(out: Storage, step: int, config: TrainingConfig, state: dict[str, Any],
 def write_weights(out: Storage, name: str, config: TrainingConfig, network: Mapping[str, Tensor]) -> None:
     """Of a network's state dict all but auxiliary heads, as a weights file. Raises WeightsError, OSError."""
     known = config.data.known()
-    info = WeightsInfo(config.model.name, config.model.width, len(known.classes), known.name)
+    of_model = config.model
+    info = WeightsInfo(of_model.name, of_model.width, len(known.classes), known.name, of_model.like)
     state = {name: t for name, t in network.items() if not name.startswith("auxiliary.")}
     out.write(name, weights_file(state, info, _DTYPES[config.save_as]))
 

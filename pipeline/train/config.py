@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fullres.models.catalogue import CATALOGUE, Loss
+from fullres.models.catalogue import CATALOGUE, Loss, Publisher, check
 from fullres.ops.pooling import shares_of_phases
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -26,11 +26,13 @@ class ModelConfig(Section):
     one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
     "class_probability" one behind each (SeeThroughNet, Sec. 4.1). `loss`: what the prediction itself is
     trained by, its paper's where none is named. `backbone_weights`: one file for all of an SPGNet's encoders,
-    or as many as it has. `freeze`: what keeps its values.
+    or as many as it has. `freeze`: what keeps its values. `like`: whose network of that name it is, if not
+    its authors'; weights that a publisher trained start no other.
     """
 
     name: str
     width: float = Field(default=1.0, gt=0)
+    like: Publisher | None = None
     auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
     auxiliary_stages: tuple[int, ...] | None = None
     loss: Loss | None = None
@@ -42,6 +44,7 @@ class ModelConfig(Section):
     def _possible(self) -> "ModelConfig":
         if self.name not in CATALOGUE:
             raise ValueError(f"name is '{self.name}': one of {', '.join(CATALOGUE)}")
+        check(self.name, self.like)
         files = self.backbone_weights
         said = ", ".join(map(str, files)) if isinstance(files, tuple) else str(files)
         if self.weights is not None and files is not None:
@@ -262,7 +265,10 @@ class TrainingConfig(Section):
             "data", "parallel", "activation_checkpointing",
         }  # fmt: skip
         data = self.data.model_dump(mode="json", exclude={"in_memory", "workers", "validation"})
-        return json.dumps({**self.model_dump(mode="json", exclude=free), "data": data}, sort_keys=True)
+        said = self.model_dump(mode="json", exclude=free)
+        if self.model.like is None:
+            del said["model"]["like"]  # as before there was such a field
+        return json.dumps({**said, "data": data}, sort_keys=True)
 
 
 def extended(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

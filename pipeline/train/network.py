@@ -19,9 +19,9 @@ def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = Fal
     `drop_head`: leave out what depends on the class count, so that weights of other classes are a start.
     Raises ValueError for class probabilities of a network without auxiliary heads, WeightsError.
     """
-    network = build(config.name, num_classes, config.width)
+    network = build(config.name, num_classes, config.width, config.like)
     if config.weights is not None:
-        load_pretrained(network, config.name, config.weights, drop_head)
+        load_pretrained(network, config.name, config.weights, drop_head, config.like)
     if config.backbone_weights is not None:
         _load_backbones(network, config.name, config.backbone_weights)
     # Behind the weights: files are read without auxiliary heads.
@@ -65,7 +65,7 @@ def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> 
     if batch_size > 1:
         return
     with torch.device("meta"):
-        network = build(config.name, 2, config.width).train()
+        network = build(config.name, 2, config.width, config.like).train()
         try:
             if CATALOGUE[config.name].splits:
                 # Shrink pooling leaves what strides leave, of the last phases the least.

@@ -155,7 +155,6 @@ def test_one_missing_tensor_and_one_too_many(checkpoint):
     [
         ("hrnet_w48_cityscapes", "ocrnet48", "aux_head.3.weight or cls_head.weight"),
         ("hrnet_ocr_w48_cityscapes", "hrnet48", "last_layer.3.weight"),
-        ("semseg_pspnet50", "upernet50", "classifier.1.weight"),
         ("semseg_resnet50_v1c", "pspnet50", "cls.4.weight"),
         ("torchvision_resnet18", "smp18", "classifier.weight"),
         ("torchvision_mobilenet_v2", "deeplabv3plus-mobilenet", "classifier.1.weight"),
@@ -173,6 +172,12 @@ def test_only_the_backbone_fits(published, model, lacks, checkpoint):
     with pytest.raises(WeightsError) as caught:
         load_pretrained(build(model, 5, 1 / 16), model, path, drop_head=True)
     assert str(caught.value) == expected
+
+
+def test_a_publishers_network_of_another_name(checkpoint):
+    path = checkpoint(random_state("semseg_pspnet50"))
+    with pytest.raises(WeightsError, match=r"w\.pth: hszhao/semseg's pspnet, not of upernet50$"):
+        load_network("upernet50", path)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_foreign_suffix(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"'\.onnx' is not read; \.safetensors, \.pth and \.pt are"):
+    with pytest.raises(WeightsError, match=r"'\.onnx' is not read; \.safetensors, \.pth, \.pt, \.tar, "):
         read_state(tmp_path / "w.onnx")
 
 

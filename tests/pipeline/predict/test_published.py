@@ -30,6 +30,8 @@ def test_each_is_of_a_network_and_a_data_set_of_the_project():
     for row in published().values():
         assert row.model in CATALOGUE
         assert row.dataset in DATASETS
+        assert row.name.startswith("hrnet:") or "mmseg" in CATALOGUE[row.model].publishers
+        assert "769x769" not in row.name  # which have other settings
         assert 20 < row.miou < 90
         assert row.address.startswith("https://")
         assert re.fullmatch(r"([0-9a-f]{8})?", row.sha256)

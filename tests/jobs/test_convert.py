@@ -1,0 +1,98 @@
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.models.publishers import recognise
+from fullres.models.weights import WeightsInfo, load_network, save_weights
+from fullres.pipeline.datasets import DATASETS
+from tests.models.test_publishers import difference, logits_of, narrow_state
+from tests.networks import narrow
+
+
+def convert(*arguments):
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def lines(result):
+    """What is said beside the file, by kind."""
+    return {kind: line for kind, _, line in (line.partition(": ") for line in result.stderr.splitlines())}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "theirs.pth"
+
+    def write(content):
+        torch.save(content, path)
+        return path
+
+    yield write
+    path.unlink(missing_ok=True)
+
+
+def test_a_training_checkpoint_of_mmsegmentation(tmp_path, checkpoint):
+    path, out = (
+        checkpoint({"meta": {}, "state_dict": narrow_state("pspnet50"), "optimizer": {}}),
+        tmp_path / "o",
+    )
+    out = out.with_suffix(".safetensors")
+    result = convert(path, "--model", "pspnet50", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(out)
+    assert lines(result) == {
+        "recognised": "mmsegmentation: pspnet50, 5 classes, width 0.125",
+        "data set": "not said: name it where the weights are used, --dataset",
+        "left out": "7 tensors of auxiliary heads, 61 counters num_batches_tracked, optimizer",
+        "assumed": "the settings of its usual configurations: the file has none that could differ",
+    }
+    network, info = load_network("pspnet50", out)
+    assert info == WeightsInfo("pspnet50", 1 / 8, 5, None, "mmseg")
+    assert difference(logits_of(network), "pspnet50") < 1e-12
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"dataset_meta": {"classes": DATASETS["camvid"].classes}},
+        {"CLASSES": [c.upper() for c in DATASETS["camvid"].classes]},
+    ],
+)
+def test_the_data_set_whose_classes_it_lists(tmp_path, checkpoint, meta):
+    network = narrow("unet", classes=11)
+    out = tmp_path / "o.safetensors"
+    result = convert(
+        checkpoint({"meta": meta, "state_dict": network.state_dict()}), "--model", "unet", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert lines(result)["data set"] == "camvid"
+    assert lines(result)["assumed"] == "its authors' network: the names do not tell"
+    assert load_network("unet", out)[1] == WeightsInfo("unet", 1 / 16, 11, "camvid")
+
+
+def test_whose_network_it_is_where_names_do_not_tell(tmp_path, checkpoint):
+    path, out = checkpoint(recognise(narrow_state("hrnet18")).state), tmp_path / "o.safetensors"
+    assert convert(path, "--model", "hrnet18", "--like", "mmseg", "--out", out).exit_code == 0
+    network, info = load_network("hrnet18", out)
+    assert info.like == "mmseg"
+    assert difference(logits_of(network), "hrnet18") < 1e-12
+
+
+def refused(result, message, out):
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_refusals(tmp_path, checkpoint):
+    path, out = checkpoint(narrow("unet").state_dict()), tmp_path / "o.safetensors"
+    given = (path, "--model", "unet")
+    refused(convert(*given, "--out", tmp_path / "o.pth"), "o.pth': .safetensors is written", out)
+    refused(convert(*given, "--out", out, "--like", "mmseg"), "--like is 'mmseg': unet has none", out)
+    refused(convert(*given, "--out", out, "--dataset", "camvid"), "5 classes, but camvid has 11", out)
+    refused(convert(path, "--model", "u", "--out", out), "--model is 'u': one of smp18", out)
+    refused(convert(path, "--model", "smp18", "--out", out), "do not fit the network", out)
+    save_weights(narrow("pspnet50"), tmp_path / "own.safetensors", WeightsInfo("pspnet50", 1 / 16, 5))
+    own = (tmp_path / "own.safetensors", "--model", "pspnet50", "--like", "mmseg", "--out", out)
+    refused(convert(*own), "own.safetensors says it is its authors'", out)
