@@ -318,8 +318,11 @@ def _one_transform(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """ANN's self attention has one transform for queries and keys, which mmsegmentation writes down twice.
     Where the two differ they stay, and fit no network."""
     query, key = "context.attention.query.", "context.attention.key."
-    return {
-        name: t
-        for name, t in state.items()
-        if not (name.startswith(query) and torch.equal(t, state.get(key + name.removeprefix(query), t + 1)))
+    twice = [name for name in state if name.startswith(query)]
+    same = (key + name.removeprefix(query) for name in twice)
+    equal = {
+        name
+        for name, other in zip(twice, same, strict=True)
+        if other in state and torch.equal(state[name], state[other])
     }
+    return {name: t for name, t in state.items() if name not in equal}

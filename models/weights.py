@@ -21,7 +21,7 @@ from fullres.models.backbones.hrnet import HRNet
 from fullres.models.backbones.mobilenet import MobileNetV2
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, Publisher, build, check
-from fullres.models.checkpoints import Checkpoint, WeightsError, damaged_entry, listed, read_checkpoint
+from fullres.models.checkpoints import Checkpoint, WeightsError, listed, read_checkpoint
 from fullres.models.publishers import (
     Recognised,
     UnknownNames,
@@ -31,8 +31,6 @@ from fullres.models.publishers import (
     semseg_names,
 )
 from fullres.models.spgnet import Stemless
-
-__all__ = ["WeightsError", "damaged_entry"]
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, default_decompositions
 
 from fullres.models.catalogue import build
+from fullres.models.checkpoints import damaged_entry
 from fullres.models.smp import SMP
 from fullres.models.weights import (
     WeightsError,
     WeightsInfo,
-    damaged_entry,
     load_network,
     load_state,
     published_backbone,

@@ -17,7 +17,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fullres.models.weights import WeightsInfo, damaged_entry, not_finite, weights_file
+from fullres.models.checkpoints import damaged_entry
+from fullres.models.weights import WeightsInfo, not_finite, weights_file
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.optimizer import MOMENTS

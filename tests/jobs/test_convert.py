@@ -5,7 +5,9 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.publishers import recognise
 from fullres.models.weights import WeightsInfo, load_network, save_weights
+from fullres.pipeline.data.images import write_png
 from fullres.pipeline.datasets import DATASETS
+from fullres.pipeline.scenes import render_scene
 from tests.models.test_publishers import difference, logits_of, narrow_state
 from tests.networks import narrow
 
@@ -96,3 +98,30 @@ def test_refusals(tmp_path, checkpoint):
     save_weights(narrow("pspnet50"), tmp_path / "own.safetensors", WeightsInfo("pspnet50", 1 / 16, 5))
     own = (tmp_path / "own.safetensors", "--model", "pspnet50", "--like", "mmseg", "--out", out)
     refused(convert(*own), "own.safetensors says it is its authors'", out)
+
+
+def test_a_training_from_them_leaves_their_network(tmp_path, checkpoint):
+    path = checkpoint(narrow_state("pspnet50"))
+    image, labels = render_scene(1, 64, 128)
+    write_png(tmp_path / "images/1.png", image)
+    write_png(tmp_path / "labels/1.png", labels)
+    config = (
+        f'out = "{tmp_path}/run"\nsteps = 1\nbatch_size = 2\ncrop = [64, 64]\n'
+        f'[model]\nname = "pspnet50"\nwidth = 0.125\nweights = "{path}"\n%s[data]\ndataset = "scenes"\n'
+        f'workers = 0\nimages = "{tmp_path}/images"\nlabels = "{tmp_path}/labels"\n'
+    )
+    file = tmp_path / "config.toml"
+    train = ["train", str(file), "--threads", "1", "--drop-head"]
+    file.write_text(config % "")
+    result = CliRunner().invoke(app, train)
+    assert result.exit_code == 2
+    assert "theirs.pth: like is 'mmseg', of the network none" in result.output
+    file.write_text(config % 'like = "mmseg"\n')
+    result = CliRunner().invoke(app, train)
+    assert result.exit_code == 0, result.output
+    weights = tmp_path / "run/weights.safetensors"
+    network, info = load_network("pspnet50", weights)
+    assert info == WeightsInfo("pspnet50", 1 / 8, 19, "scenes", "mmseg")
+    assert network.align_corners is False
+    again = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "o.pth")])
+    assert "o.pth: pspnet50 like mmseg is written as .safetensors alone" in again.stderr
