@@ -178,7 +178,7 @@ def _in_one_line(error: BaseException) -> str:
     if isinstance(error, TrainingFailedError) and failures:
         rank, cause = min(failures.items())
         return f"worker {rank}: {first_line(cause)}"
-    return first_line(error)
+    return first_line(getattr(error, "controller_failure", error))  # its own first line says nothing
 
 
 def _work(settings: dict[str, Any]) -> None:
