@@ -125,3 +125,19 @@ def test_a_training_from_them_leaves_their_network(tmp_path, checkpoint):
     assert network.align_corners is False
     again = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "o.pth")])
     assert "o.pth: pspnet50 like mmseg is written as .safetensors alone" in again.stderr
+
+
+def test_predict_takes_it_as_it_is(tmp_path, checkpoint, cluster, monkeypatch):
+    """And labels as the project's file of it does."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    write_png(tmp_path / "scene.png", render_scene(0, 61, 70)[0])
+    own, theirs = tmp_path / "own.safetensors", checkpoint({"state_dict": narrow_state("pspnet50")})
+    assert convert(theirs, "--model", "pspnet50", "--out", own).exit_code == 0
+    labels = []
+    for name, weights in (("theirs", theirs), ("own", own)):
+        asked = ("--model", "pspnet50", "--weights", weights, "--dataset", "folder", "--out", tmp_path / name)
+        given = map(str, ["predict", tmp_path / "scene.png", *asked, "--precision", "fp32"])
+        result = CliRunner().invoke(app, [*given])
+        assert result.exit_code == 0, result.output
+        labels.append((tmp_path / name / "scene.png").read_bytes())
+    assert labels[0] == labels[1]
