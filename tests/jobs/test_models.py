@@ -12,11 +12,18 @@ def run(*arguments):
     return CliRunner().invoke(app, ["models", *arguments])
 
 
-def test_the_list_has_every_network_with_its_figures():
+def test_the_list_has_every_network():
+    rows = json.loads(run("--json", "--size", "97x65").stdout)
+    assert [row["model"] for row in rows] == list(CATALOGUE)
+    assert all(row["macs"] > 0 and row["parameters"] > 0 for row in rows)
+
+
+def test_figures(monkeypatch):
+    some = {name: CATALOGUE[name] for name in ("smp18", "fcn32s18", "pspnet101", "spgnet18x2")}
+    monkeypatch.setattr("fullres.jobs.models.CATALOGUE", some)
     result = run("--json", "--size", "2049x1025")
     assert result.exit_code == 0, result.output
     rows = {row["model"]: row for row in json.loads(result.stdout)}
-    assert rows.keys() == CATALOGUE.keys()
     assert rows["pspnet101"]["parameters"] == 65_707_475
     assert rows["pspnet101"]["macs"] == pytest.approx(2117.33e9, rel=1e-4)
     assert rows["spgnet18x2"]["macs"] == pytest.approx(217.97e9, rel=1e-3)
