@@ -12,9 +12,13 @@ def run(*arguments):
     return CliRunner().invoke(app, ["models", *arguments])
 
 
-def test_the_list_has_every_network():
+def test_the_list_has_each_in_order(monkeypatch):
+    """The smallest of each paper: all take half a minute."""
+    some = {next(name for name in CATALOGUE if CATALOGUE[name].paper == e.paper) for e in CATALOGUE.values()}
+    some = {name: entry for name, entry in CATALOGUE.items() if name in some}
+    monkeypatch.setattr("fullres.jobs.models.CATALOGUE", some)
     rows = json.loads(run("--json", "--size", "97x65").stdout)
-    assert [row["model"] for row in rows] == list(CATALOGUE)
+    assert [row["model"] for row in rows] == list(some)
     assert all(row["macs"] > 0 and row["parameters"] > 0 for row in rows)
 
 
