@@ -156,7 +156,9 @@ class PipelineEngine:
         return names, [own[name] for name in names]
 
     def _weights(self) -> dict[str, Tensor]:
-        own = {name: tensor.cpu() for name, tensor in self._objective.network.state_dict().items()}
+        # Copies: parameters are parts of one flat tensor, and each would be sent with all of it.
+        state = self._objective.network.state_dict()
+        own = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
         every = self._joined(own)
         return {name: every.get(name, tensor) for name, tensor in self._plain.state_dict().items()}
 
