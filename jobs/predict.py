@@ -46,7 +46,7 @@ from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_
 from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
-from fullres.pipeline.predict.windows import Guided, WindowSpec
+from fullres.pipeline.predict.windows import Average, Guided, WindowSpec
 
 
 class SaveKind(enum.StrEnum):
@@ -56,13 +56,6 @@ class SaveKind(enum.StrEnum):
     overlay = "overlay"
     npy = "npy"
     safetensors = "safetensors"
-
-
-class AverageKind(enum.StrEnum):
-    """What is averaged where windows overlap."""
-
-    probabilities = "probabilities"
-    logits = "logits"
 
 
 def predict(
@@ -104,8 +97,8 @@ def predict(
         typer.Option(min=1, help="Longer side of an image at scale 1; its own if not given. By windows."),
     ] = None,
     average: Annotated[
-        AverageKind, typer.Option(help="Of overlapping windows: logits as mmsegmentation does.")
-    ] = AverageKind.probabilities,
+        Average, typer.Option(help="Of overlapping windows: logits as mmsegmentation does.")
+    ] = "probabilities",
     pool_crop: Annotated[
         int | None,
         typer.Option(
@@ -212,12 +205,12 @@ def _window_spec(
     window: int | None,
     stride: int | None,
     base_size: int | None,
-    average: AverageKind,
+    average: Average,
 ) -> WindowSpec | None:
     """What the options ask for; None if none is given."""
     if stride is not None and (window is None or stride > window):
         fail(f"--stride is {stride}: at most --window, which is {window or 'not given'}")
-    as_usual = average is AverageKind.probabilities
+    as_usual = average == "probabilities"
     if scales is None and not flip and window is None and base_size is None and as_usual:
         return None
     try:
@@ -228,7 +221,7 @@ def _window_spec(
         fail(f"--scales is '{scales}': numbers above 0, at most 16, with commas between")
     if not as_usual and (flip or len(factors) > 1):
         fail("--average is logits: without --flip and with one of --scales, whose probabilities are averaged")
-    return WindowSpec(factors, flip, window, stride, base_size, average.value)
+    return WindowSpec(factors, flip, window, stride, base_size, average)
 
 
 def _bands(text: str | None) -> tuple[int, ...] | None:

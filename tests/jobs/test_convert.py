@@ -1,5 +1,4 @@
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
@@ -19,18 +18,6 @@ def convert(*arguments):
 def lines(result):
     """What is said beside the file, by kind."""
     return {kind: line for kind, _, line in (line.partition(": ") for line in result.stderr.splitlines())}
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    path = tmp_path / "theirs.pth"
-
-    def write(content):
-        torch.save(content, path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)
 
 
 def test_a_training_checkpoint_of_mmsegmentation(tmp_path, checkpoint):
@@ -101,7 +88,7 @@ def test_refusals(tmp_path, checkpoint):
 
 
 def test_a_training_from_them_leaves_their_network(tmp_path, checkpoint):
-    path = checkpoint(narrow_state("pspnet50"))
+    path = checkpoint(narrow_state("pspnet50")).rename(tmp_path / "theirs.pth")
     image, labels = render_scene(1, 64, 128)
     write_png(tmp_path / "images/1.png", image)
     write_png(tmp_path / "labels/1.png", labels)

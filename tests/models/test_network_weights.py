@@ -37,19 +37,6 @@ HEADS = {
 OTHERS = [name for name in CATALOGUE if name not in HEADS]
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """Writes a checkpoint to a file that goes when the test ends: some have hundreds of megabytes."""
-    path = tmp_path / "w.pth"
-
-    def write(content):
-        torch.save(content, path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)
-
-
 def trained(name, classes=5, width=1 / 16):
     """A network without equal tensors."""
     torch.manual_seed(0)

@@ -53,19 +53,6 @@ def narrow_state(name):
     return seeded_state({key: [int(n) for n in shape.split("x") if n] for key, shape in shapes.items()})
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """Writes a checkpoint to a file that goes when the test ends."""
-    path = tmp_path / "w.pth"
-
-    def write(content):
-        torch.save(content, path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)
-
-
 def logits_of(network):
     with torch.no_grad():
         return network.double()(seeded_image(*SIZE).double()).numpy().reshape(-1)[::83]

@@ -12,19 +12,6 @@ torch.set_num_threads(1)
 HRNET_HEADS = ("last_layer.", "aux_head.", "conv3x3_ocr.", "ocr_distri_head.", "cls_head.")
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    """Writes a state dict to a file that goes when the test ends: some have hundreds of megabytes."""
-    path = tmp_path / "published.pth"
-
-    def write(state):
-        torch.save(state, path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)
-
-
 def without_values(build):
     """The network with arbitrary parameters, which costs no time."""
     with torch.device("meta"):
