@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fullres.models.full_resolution.check import check
     from fullres.models.full_resolution.split_merge import split_merge
     from fullres.ops.errors import FullresError
-    from fullres.pipeline.data.transforms import Normalisation
+    from fullres.ops.normalisation import Normalisation
 
 __all__ = [
     "FullresError", "Normalisation", "__version__", "check", "load", "predict", "split_merge", "targets",
@@ -28,7 +28,7 @@ _HOMES = {
     "predict": "fullres.api",
     "targets": "fullres.api",
     "check": "fullres.models.full_resolution.check",
-    "Normalisation": "fullres.pipeline.data.transforms",
+    "Normalisation": "fullres.ops.normalisation",
     "split_merge": "fullres.models.full_resolution.split_merge",
     "FullresError": "fullres.ops.errors",
 }

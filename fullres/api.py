@@ -11,13 +11,14 @@ from torch import nn
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.weights import WeightsError, load_network, read_state
 from fullres.ops.errors import FullresError
+from fullres.ops.normalisation import Normalisation
 from fullres.pipeline.data.images import read_channels
-from fullres.pipeline.data.transforms import Normalisation
 from fullres.pipeline.datasets import DATASETS, Dataset
 from fullres.pipeline.datasets import dataset as named_dataset
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.engines import Engine, Resources, engine_for, label_image
 from fullres.pipeline.predict.execute import native_precision
+from fullres.pipeline.predict.published import local_weights
 from fullres.pipeline.predict.shipped import needed_weights
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 
@@ -30,14 +31,16 @@ class ArgumentError(FullresError, ValueError):
 
 def load(model: str | Path, dataset: str | None = None) -> nn.Module:
     """A network of the catalogue in evaluation mode, fp32, on the CPU: by its name with the weights that come
-    with the project, or from a `.safetensors` file that `fullres train` wrote.
+    with the project, by the name of published weights (`fullres weights` lists them), which are fetched, or
+    from a `.safetensors` file that `fullres train` or `fullres convert` wrote, here or at an address,
+    `https://...` or `hf://...`.
 
     Args:
-        dataset: by name alone: whose classes it is to label. "camvid": photographs; the drawn street scenes
-            if none is given.
+        dataset: by a network's name alone: whose classes it is to label. "camvid": photographs; the drawn
+            street scenes if none is given.
 
     Raises ArgumentError for an unknown data set, WeightsError for a name without weights or a file that
-    can't be read.
+    can't be read, FetchError.
     """
     if str(model) in CATALOGUE:
         if dataset not in (None, *DATASETS):
@@ -45,7 +48,9 @@ def load(model: str | Path, dataset: str | None = None) -> nn.Module:
         return load_network(str(model), needed_weights(str(model), dataset))[0]
     if dataset is not None:
         raise ArgumentError(f"dataset is '{dataset}': a file says by itself what it labels; leave it out")
-    path = Path(model)
+    path, row = local_weights(str(model))
+    if row is not None:
+        return load_network(row.model, path, row.like)[0]
     if not path.is_file():
         raise ArgumentError(f"model is '{model}': no such file, and none of {', '.join(CATALOGUE)}")
     info = read_state(path)[1]

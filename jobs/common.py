@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NamedTuple, NoReturn
 
 import torch
 import typer
@@ -20,13 +20,13 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from torch import nn
 
-from fullres.models.catalogue import CATALOGUE
+from fullres.models.catalogue import CATALOGUE, Publisher
 from fullres.models.weights import WeightsError, WeightsInfo, load_network
 from fullres.ops.errors import FullresError
 from fullres.pipeline.datasets import Dataset, dataset
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.predict.execute import native_precision
-from fullres.pipeline.predict.published import is_remote, local_weights
+from fullres.pipeline.predict.published import Published, is_remote, local_weights
 from fullres.pipeline.predict.schedule import Precision
 from fullres.pipeline.predict.shipped import needed_weights
 
@@ -144,34 +144,48 @@ def check_model(name: str) -> None:
         fail(f"--model is '{name}': one of {', '.join(CATALOGUE)}")
 
 
-def load(model: str, weights: Path | None, dataset_name: str | None) -> tuple[nn.Module, Dataset, Path]:
+class Asked(NamedTuple):
+    """What options name: a network, the file of its weights if it is not that which comes with the project,
+    the data set whose classes it labels if the file says it, and whose network it is if the file says it."""
+
+    model: str
+    weights: Path | None
+    dataset: str | None
+    like: Publisher | None = None
+
+
+def load(asked: Asked) -> tuple[nn.Module, Dataset, Path]:
     """The network with its weights and the data set whose classes it labels. Raises what USER_ERRORS
     lists."""
+    model, weights, dataset_name, like = asked
     check_model(model)
     if dataset_name not in (None, "folder"):
         known_dataset(dataset_name)
     if weights is None:
         weights = needed_weights(model, dataset_name)
-    network, info = load_network(model, weights)
+    network, info = load_network(model, weights, like)
     return network, _classes(info, weights, dataset_name), weights
 
 
-def asked_for(
-    model: str | None, weights: str | None, dataset_name: str | None
-) -> tuple[str, Path | None, str | None]:
-    """What the options name: the network, the file of its weights, fetched if it is not a path, and the data
-    set. Weights of the table say by themselves what they are of. Raises what USER_ERRORS lists."""
+def asked_for(model: str | None, weights: str | None, dataset_name: str | None) -> Asked:
+    """Weights that are no path are fetched; those of the table say by themselves what they are of. Raises
+    what USER_ERRORS lists."""
     if weights is None or not is_remote(weights):
-        return model or "smp18", None if weights is None else Path(weights), dataset_name
+        return Asked(model or "smp18", None if weights is None else Path(weights), dataset_name)
+    path, row = fetched(weights)
+    if row is None:
+        return Asked(model or "smp18", path, dataset_name)
+    if model not in (None, row.model):
+        fail(f"--model is '{model}': {weights} is of {row.model}")
+    return Asked(row.model, path, dataset_name or row.dataset, row.like)
+
+
+def fetched(weights: str) -> tuple[Path, Published | None]:
+    """What `local_weights` returns, with a bar that shows how much is there. Raises as it does."""
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with RichProgress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
-        path, row = local_weights(weights, lambda done, total: bar.update(task, completed=done, total=total))
-    if row is not None and model not in (None, row.model):
-        fail(f"--model is '{model}': {weights} is of {row.model}")
-    if row is None:
-        return model or "smp18", path, dataset_name
-    return row.model, path, dataset_name or row.dataset
+        return local_weights(weights, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def own_network(factory: str) -> nn.Module:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 
 from fullres.jobs.common import check_model, check_writable, clear_errors, console, fail, known_dataset
-from fullres.models.catalogue import CATALOGUE
+from fullres.models.catalogue import CATALOGUE, Publisher
 from fullres.models.checkpoints import Checkpoint, WeightsError, read_checkpoint
 from fullres.models.publishers import Recognised
 from fullres.models.weights import WeightsInfo, load_network, own_info, recognised, save_weights
@@ -21,7 +21,7 @@ def convert(
     model: Annotated[str, typer.Option(help="The network; `fullres models` lists them.")],
     out: Annotated[Path, typer.Option(help="The weights file, .safetensors.")],
     like: Annotated[
-        str | None, typer.Option(help="Whose network it is (mmseg), where the names do not tell.")
+        str | None, typer.Option(help="Whose network it is (mmseg, ...), where the file does not tell.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="The data set whose classes it labels, where the file does not say.")
@@ -37,12 +37,13 @@ def convert(
         check_writable(out)
         read = read_checkpoint(checkpoint)
         own = own_info(checkpoint, read)
-        found = Recognised(read.tensors) if own is not None else recognised(checkpoint, read)
+        known = cast(Publisher | None, like)
+        found = Recognised(read.tensors) if own is not None else recognised(checkpoint, read, known)
         theirs = own.like if own is not None else found.like
         if like not in (None, theirs) and (own is not None or found.publisher is not None):
             whose = found.publisher or theirs or "its authors'"
             fail(f"--like is '{like}': {checkpoint} says it is {whose}")
-        network, info = load_network(model, checkpoint, like)
+        network, info = load_network(model, checkpoint, known)
         labels = dataset or info.dataset or _dataset(read.meta, info.num_classes)
         if labels is not None:
             classes = len(known_dataset(labels, info.num_classes if labels == "folder" else None).classes)

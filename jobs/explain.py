@@ -39,13 +39,13 @@ def explain(
     the image, without a budget.
     """
     with clear_errors():
-        model, file, whose = asked_for(model, weights, dataset)
-        network, known, _ = load(model, file, whose)
+        asked = asked_for(model, weights, dataset)
+        network, known, _ = load(asked)
         ids = _class_ids(classes, known)
         found = list_images(images)
         try:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            explainer = Explainer(network, layer or CATALOGUE[model].evidence, device)
+            explainer = Explainer(network, layer or CATALOGUE[asked.model].evidence, device)
         except LayerError as error:
             fail(f"--layer: {error}")
         failures, absent = _write_pictures(explainer, found, ids, out)

@@ -16,6 +16,8 @@ from rich.table import Table
 
 from fullres.jobs.common import (
     PrecisionChoice,
+    WeightsOption,
+    asked_for,
     choose_precision,
     clear_errors,
     fail,
@@ -50,10 +52,7 @@ def plan(
         str | None,
         typer.Option("--network", help="Or one of your own, split_merge's result: package.module:factory."),
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="They say width and class count. Those that come with a model if none."),
-    ] = None,
+    weights: WeightsOption = None,
     width: Annotated[
         float | None, typer.Option(min=1 / 64, help="Plan for a network of this width, without weights.")
     ] = None,
@@ -124,7 +123,7 @@ def _size(image: str) -> tuple[int, int]:
     return height, width
 
 
-def _network(model: str, weights: Path | None, width: float | None, dataset_name: str) -> tuple[Any, str]:
+def _network(model: str, weights: str | None, width: float | None, dataset_name: str) -> tuple[Any, str]:
     """The network and what it is in words. Without weights and width the one that `fullres predict` takes."""
     trees = [name for name, entry in CATALOGUE.items() if entry.labelled_by == "split-merge"]
     if model not in trees:
@@ -135,11 +134,12 @@ def _network(model: str, weights: Path | None, width: float | None, dataset_name
     if dataset_name == "folder":
         fail("--dataset is 'folder': name a data set with as many classes, or the --weights")
     classes = len(known_dataset(dataset_name).classes)
-    if weights is None and width is None:
-        weights = shipped_for(model, dataset_name)
-    if weights is not None:
-        network, info = load_network(model, weights)
-        return network, f"width {info.width:g}, of {weights.name}"
+    path = None if weights is None else asked_for(model, weights, dataset_name).weights
+    if path is None and width is None:
+        path = shipped_for(model, dataset_name)
+    if path is not None:
+        network, info = load_network(model, path)
+        return network, f"width {info.width:g}, of {path.name}"
     width = 1.0 if width is None else width
     with torch.device("meta"):  # shapes alone
         return build(model, classes, width), f"width {width:g}, {classes} classes"

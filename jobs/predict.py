@@ -37,10 +37,10 @@ from fullres.jobs.common import (
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
 from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import ImageError, image_size, list_images, naming, read_channels
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.data.transforms import IMAGENET
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
 from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
@@ -133,13 +133,14 @@ def predict(
     chosen_bands = _bands(bands)
     with clear_errors():
         if network_factory is None:
-            model, file, whose = asked_for(model, weights, dataset)
-            network, known, file = load(model, file, whose)
+            asked = asked_for(model, weights, dataset)
+            model, like = asked.model, asked.like
+            network, known, file = load(asked)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         elif model is not None or weights is not None:
             fail(f"--network is '{network_factory}': leave out --model and --weights, of the catalogue")
         else:
-            model = network_factory
+            model, like = network_factory, None
             network = own_network(network_factory)
             known = _classes_of(network, model, dataset)
             digest = _state_digest(network)
@@ -168,6 +169,8 @@ def predict(
                 "model": model, "weights": digest, "dataset": known.name, "precision": chosen,
                 "memory_budget": budget, "device": device, "save": sorted(kinds),
             }  # fmt: skip
+            if like is not None:
+                settings |= {"like": like}
             if isinstance(engine, Windows):
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             if attended:

@@ -20,8 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail
+from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail, fetched
 from fullres.jobs.dry_run import describe
+from fullres.pipeline.predict.published import is_remote
 from fullres.pipeline.train.config import (
     Augmentation,
     DataConfig,
@@ -30,7 +31,7 @@ from fullres.pipeline.train.config import (
     extended,
 )
 from fullres.pipeline.train.layout import ParallelConfig
-from fullres.pipeline.train.loop import StepReport, fit
+from fullres.pipeline.train.loop import StepReport, begun, fit
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation, "parallel": ParallelConfig,
@@ -137,6 +138,9 @@ def train(
         if dry_run:
             describe(config, laid_out if on_ray else None)
         else:
+            start = config.model.weights
+            if start is not None and is_remote(str(start)) and (from_scratch or not begun(config)):
+                fetched(str(start))  # here it has a bar, and an error comes before any work
             with _progress(config) as show:
                 if on_ray:
                     weights = _on_workers(laid_out, address, show, drop_head, from_scratch)

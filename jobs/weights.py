@@ -8,7 +8,6 @@ import typer
 from rich.table import Table
 
 from fullres.jobs.common import check_model, known_dataset, print_table
-from fullres.pipeline.data.fetch import place_of
 from fullres.pipeline.predict.published import published
 
 
@@ -19,16 +18,18 @@ def weights(
 ) -> None:
     """List published weights that are known by name: network, data set, mean IoU as published.
 
-    The mean IoU is what the publisher measured on the validation images, at one scale; "here": fetched.
+    The mean IoU is what the publisher measured on the validation images, at one scale but for hmsa48x3;
+    "here": fetched; "by hand": the publisher gives it to browsers alone, and the command that wants it says
+    where to put it.
     """
     if model is not None:
         check_model(model)
     if dataset is not None:
         known_dataset(dataset)
     rows = [r for r in published().values() if dataset in (None, r.dataset) and model in (None, r.model)]
-    here = {row.name: place_of(row.address).is_file() for row in rows}
+    where = {row.name: "here" if row.place.is_file() else "by hand" if row.by_hand else "" for row in rows}
     if as_json:
-        print(json.dumps([asdict(row) | {"here": here[row.name]} for row in rows], indent=1))
+        print(json.dumps([asdict(row) | {"here": where[row.name] == "here"} for row in rows], indent=1))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("weights", "model", "dataset"):
@@ -36,7 +37,7 @@ def weights(
     table.add_column("mIoU", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, row.model, row.dataset, f"{row.miou:.2f}", "here" if here[row.name] else "")
+        table.add_row(row.name, row.model, row.dataset, f"{row.miou:.2f}", where[row.name])
     print_table(table, 130)
     if not rows:
         print("none is known")

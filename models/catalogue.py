@@ -16,6 +16,7 @@ from fullres.models.ccnet import CCNet
 from fullres.models.deeplab import DeepLabV3Plus
 from fullres.models.dmnet import DMNet
 from fullres.models.fcn import FCN8s, FCN32s
+from fullres.models.hmsa import HMSA
 from fullres.models.ocrnet import OCRNet
 from fullres.models.pspnet import DilatedFCN, PSPNet
 from fullres.models.seethrough import SeeThroughNet
@@ -23,12 +24,15 @@ from fullres.models.smp import SMP, subsampling_resnet
 from fullres.models.spgnet import SPG, FPNDecoder, GatherExcite, SPGNet, Unguided, squeeze_excite
 from fullres.models.unet import UNet
 from fullres.models.upernet import UPerNet
+from fullres.ops.normalisation import CAFFE, IMAGENET, Normalisation
 
 Loss = Literal["cross_entropy", "ohem", "rmi"]
 
-# Whose network of that name it is to be, where it is not its authors': it computes what that one computes, by
-# other settings of the same modules. Its weights were trained for those.
-Publisher = Literal["mmseg"]
+# Whose network of that name it is to be, where it is not the catalogue's own: it computes what that one
+# computes, by other settings of the same modules. Its weights were trained for those. With "-aligned":
+# interpolation with align_corners, of mmsegmentation's 769x769 and of the HRNet authors' OCR branch.
+Publisher = Literal["mmseg", "mmseg-aligned", "hrnet-aligned", "nvidia", "ccnet"]
+MMSEG: tuple[Publisher, ...] = ("mmseg", "mmseg-aligned")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Entry:
     """A network of the catalogue, and what the rest of the project has to know of it.
 
     build: of num_classes and width, and of `like` where `publishers` has some: whose networks of this name it
-    can be besides its authors'. family: the name without the backbone, which published checkpoints are
+    can be besides the catalogue's own. family: the name without the backbone, which published checkpoints are
     recognised as. output_stride: that of its coarsest features. evidence: the module with
     the backbone's last features, which `fullres explain` shows. labelled_by: split-merge is exact and keeps a
     memory budget. training_options: attributes that a training sets from its configuration. auxiliary: behind
@@ -89,11 +93,17 @@ def _on_resnet(
     channels = _scaled(512, width)
     if like is None:
         return network(backbone, num_classes, channels=channels)
+    if like == "ccnet":
+        return network(backbone, num_classes, channels=channels, align_corners=True, slope=0.01)
     deeper = {"deeper": True} if network is DilatedFCN else {}
-    return network(backbone, num_classes, channels=channels, align_corners=False, **deeper)
+    aligned = like == "mmseg-aligned"
+    return network(backbone, num_classes, channels=channels, align_corners=aligned, **deeper)
 
 
 def _resnet(depth: int, width: float, output_stride: int, like: Publisher | None = None) -> ResNet:
+    if like == "ccnet":
+        pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        return ResNet(depth, width, pool, output_stride, deep_stem=True)
     if like is None:
         return ResNet(depth, width, output_stride=output_stride, deep_stem=True)
     return ResNet(
@@ -115,8 +125,9 @@ def _deeplab(
     if like is None:
         return DeepLabV3Plus(backbone(width, 16), num_classes, channels=_scaled(256, width))
     return DeepLabV3Plus(
-        backbone(width, 8, like), num_classes, channels=_scaled(512, width), rates=(12, 24, 36), projection=3
-    )
+        backbone(width, 8, like), num_classes, channels=_scaled(512, width), rates=(12, 24, 36), projection=3,
+        align_corners=like == "mmseg-aligned",
+    )  # fmt: skip
 
 
 def _on_hrnet(
@@ -128,12 +139,13 @@ def _on_hrnet(
     like: Publisher | None = None,
     **variant: Any,
 ) -> nn.Module:
-    backbone = HRNet(c, width, align_corners and like is None, by_factor=like is not None)
+    backbone = HRNet(c, width, align_corners and like is None, by_factor=like == "mmseg")
     return network(backbone, num_classes, channels=_scaled(512, width), **variant)
 
 
 def _hrnet(c: int, num_classes: int, width: float, like: Publisher | None = None) -> nn.Module:
-    return HRNetV2(HRNet(c, width, by_factor=like is not None), num_classes)
+    backbone = HRNet(c, width, align_corners=like == "hrnet-aligned", by_factor=like == "mmseg")
+    return HRNetV2(backbone, num_classes)
 
 
 def _spgnet(
@@ -177,7 +189,8 @@ def _entries() -> list[Entry]:
             entries.append(
                 Entry(
                     f"{family}{depth}", partial(_on_resnet, network, stride, depth), paper, f"ResNet-{depth}",
-                    stride, "backbone.layer4", auxiliary=(2,), publishers=("mmseg",), family=family,
+                    stride, "backbone.layer4", auxiliary=(2,), family=family,
+                    publishers=(*MMSEG, "ccnet") if family == "ccnet" else MMSEG,
                 )
             )  # fmt: skip
     deeplabs: list[tuple[str, Callable[..., nn.Module], str, str]] = [
@@ -191,7 +204,7 @@ def _entries() -> list[Entry]:
             Entry(
                 f"deeplabv3plus{suffix}", partial(_deeplab, backbone), "DeepLabV3+", label, 16,
                 f"backbone.{last}", auxiliary=(2,), encoders=("backbone",) if published else (),
-                publishers=("mmseg",) if published else (), family="deeplabv3plus",
+                publishers=MMSEG if published else (), family="deeplabv3plus",
             )
         )  # fmt: skip
     stage4 = "backbone.stage4"
@@ -199,15 +212,26 @@ def _entries() -> list[Entry]:
         label = f"HRNetV2-W{c}"
         hrnet, ocrnet = partial(_hrnet, c), partial(_on_hrnet, OCRNet, c, True)
         entries.append(
-            Entry(f"hrnet{c}", hrnet, "HRNet", label, 4, stage4, publishers=("mmseg",), family="hrnet")
-        )
+            Entry(
+                f"hrnet{c}", hrnet, "HRNet", label, 4, stage4, publishers=("mmseg", "hrnet-aligned"),
+                family="hrnet",
+            )
+        )  # fmt: skip
         # Its soft regions are what an auxiliary head would be.
         entries.append(
             Entry(
-                f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=(), publishers=("mmseg",),
-                family="ocrnet",
+                f"ocrnet{c}", ocrnet, "OCRNet", label, 4, stage4, auxiliary=(),
+                publishers=("mmseg", "nvidia"), family="ocrnet",
             )
         )  # fmt: skip
+    resolutions: list[tuple[str, tuple[float, ...]]] = [("hmsa48", (0.5, 1)), ("hmsa48x3", (0.5, 1, 2))]
+    for name, scales in resolutions:
+        hmsa = partial(_on_hrnet, HMSA, 48, False, scales=scales)
+        entries.append(
+            Entry(
+                name, hmsa, "HMSA", "HRNetV2-W48", 4, stage4, losses=("rmi", "cross_entropy"), family="hmsa"
+            )
+        )
     # The switches of Table 4.
     variants: list[tuple[str, dict[str, Any]]] = [
         ("seethroughnet48", {}),
@@ -258,12 +282,21 @@ CATALOGUE: dict[str, Entry] = {entry.name: entry for entry in _entries()}
 
 
 def build(name: str, num_classes: int, width: float = 1.0, like: Publisher | None = None) -> nn.Module:
-    """A network with fresh parameters; with `like` as that publisher has it, not its authors. Raises
-    ValueError that lists what there is."""
+    """A network with fresh parameters; with `like` as that publisher has it, not the catalogue. One that
+    reads images otherwise than ImageNet's networks do says so, `normalisation`. Raises ValueError that lists
+    what there is."""
     check(name, like)
     if like is None:
         return CATALOGUE[name].build(num_classes, width)
-    return CATALOGUE[name].build(num_classes, width, like=like)
+    network = CATALOGUE[name].build(num_classes, width, like=like)
+    if (how := normalisation(like)) != IMAGENET:
+        network.normalisation = how  # type: ignore[assignment]
+    return network
+
+
+def normalisation(like: Publisher | None) -> Normalisation:
+    """How a publisher's networks read images."""
+    return CAFFE if like == "ccnet" else IMAGENET
 
 
 def check(name: str, like: str | None = None) -> None:
@@ -272,9 +305,9 @@ def check(name: str, like: str | None = None) -> None:
         raise ValueError(f"model is '{name}': one of {', '.join(CATALOGUE)}")
     if like is not None and like not in (there := CATALOGUE[name].publishers):
         raise ValueError(
-            f"like is '{like}': {name} is its authors' alone"
+            f"like is '{like}': {name} has none"
             if not there
-            else f"like is '{like}': {name} has {', '.join(there)}, or none, which is its authors'"
+            else f"like is '{like}': {name} has {', '.join(there)}, or none, which is the catalogue's own"
         )
 
 

@@ -6,8 +6,11 @@
 - Queries and keys have an eighth of the channels, values all; products are not scaled. The result is added
   with a learned weight that starts as zero, as in the authors' code (speedinghzl/CCNet).
 - Around it: 3x3 2048 -> 512, attention, 3x3 512 -> 512, 3x3 on that beside the backbone's feature, dropout
-  0.1 of whole channels, classifier. ReLU behind each batch norm is mmsegmentation's; the authors' in-place
-  batch norm has a leaky one. Interpolation is without align_corners; the authors' is with it.
+  0.1 of whole channels, classifier. A ReLU is behind each batch norm, and interpolation without
+  align_corners, as in mmsegmentation.
+- The authors' own network is `catalogue.build(name, classes, like="ccnet")`: a leaky ReLU of slope 0.01 in
+  the head (their in-place batch norm's), align_corners, pooling behind the stem that rounds sizes up, and
+  images in Caffe's normalisation, blue first.
 - Plain products, no compiled operation: H x W x (H + W) weights an image are stored.
 """
 
@@ -42,7 +45,8 @@ class CrissCrossAttention(nn.Module):
 
 
 class CCNet(nn.Module):
-    """N x 3 x H x W to logits N x classes x H x W; in training to a `TrainingOutput`."""
+    """N x 3 x H x W to logits N x classes x H x W; in training to a `TrainingOutput`. `slope`: that of its
+    head's ReLUs for negative values."""
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class CCNet(nn.Module):
         channels: int = 512,
         recurrence: int = 2,
         align_corners: bool = False,
+        slope: float = 0.0,
         auxiliary: AuxiliaryHeads | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +67,9 @@ class CCNet(nn.Module):
         self.attention = CrissCrossAttention(channels)
         self.behind = conv_bn_relu(channels, channels, 3)
         self.join = conv_bn_relu(in_channels + channels, channels, 3)
+        if slope:
+            for row in (self.before, self.behind, self.join):
+                row[2] = nn.LeakyReLU(slope)
         self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
         self.auxiliary = auxiliary
 

@@ -11,11 +11,12 @@
 - Dropout of 0.05, of whole channels, and biases in front of two batch norms are the authors'. mmsegmentation,
   which has neither, counts 12.08M parameters with HRNetV2-W18; zeros for those biases are the same.
 - Parameter names are those of the authors' HRNet-Semantic-Segmentation (see `models.weights`). Their weights
-  were trained with align_corners, so the catalogue builds `HRNet(c, align_corners=True)`; with
-  `like="mmseg"` it builds mmsegmentation's, without.
+  were trained with align_corners, so the catalogue builds `HRNet(c, align_corners=True)`; mmsegmentation's
+  and NVIDIA's were trained without: `catalogue.build(name, classes, like="mmseg")`, or "nvidia".
 - SeeThroughNet's auxiliary heads (Han et al., CVPR 2022, Sec. 4.1) are on the backbone's four branches.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,12 +108,17 @@ class OCRNet(nn.Module):
         self.cls_head = nn.Conv2d(channels, num_classes, 1)
         self.auxiliary = auxiliary
 
-    def forward(self, image: Tensor) -> Tensor | OCRNetOutput:
-        features = self.backbone(image)
+    def context(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the backbone's features: pixels with context, N x channels, and soft regions, N x classes, both
+        at output stride 4."""
         joined = concatenate(features, self.align_corners)
         soft_regions = self.aux_head(joined)
         pixels = self.conv3x3_ocr(joined)
-        context = self.ocr_distri_head(pixels, gather_regions(pixels, soft_regions))
+        return self.ocr_distri_head(pixels, gather_regions(pixels, soft_regions)), soft_regions
+
+    def forward(self, image: Tensor) -> Tensor | OCRNetOutput:
+        features = self.backbone(image)
+        context, soft_regions = self.context(features)
         size = image.shape[-2:]
         logits = resize(self.cls_head(context), size, self.align_corners)
         if not self.training:

@@ -8,7 +8,7 @@ does not fit is one error that names the first keys.
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -22,14 +22,9 @@ from fullres.models.backbones.mobilenet import MobileNetV2
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, Publisher, build, check
 from fullres.models.checkpoints import Checkpoint, WeightsError, listed, read_checkpoint
-from fullres.models.publishers import (
-    Recognised,
-    UnknownNames,
-    other_settings,
-    own_names,
-    recognise,
-    semseg_names,
-)
+from fullres.models.publishers import HRNETS, Recognised, own_names, recognise, semseg_names
+from fullres.models.publishers.mmsegmentation import aligned, other_settings
+from fullres.models.publishers.names import UnknownNames
 from fullres.models.spgnet import Stemless
 
 
@@ -171,10 +166,12 @@ def load_network(model: str, path: Path, like: Publisher | None = None) -> tuple
 
     Width and class count are the file's: what its metadata say, else what its shapes say. So is whose network
     it is, by metadata or names; `like` is for a file that does not tell. Raises WeightsError if the file is
-    another network's, ValueError for an unknown name.
+    another network's or somebody else's, ValueError for an unknown name.
     """
     check(model, like)
     state, info = _read_for(model, path, like)
+    if like not in (None, info.like):
+        raise WeightsError(f"weights {path}: like is {_quoted(info.like)}, not {_quoted(like)}")
     network = build(model, info.num_classes, info.width, info.like)
     load_state(network, state, f"weights {path}")
     return network.eval(), info
@@ -226,11 +223,14 @@ def _read_for(
         if info.model != model:
             raise WeightsError(f"weights {path}: of model {info.model}, not of {model}")
         return own_names(state, own or _shapes(model, 1, 1.0, info.like)), info
-    found = recognised(path, checkpoint)
+    found = recognised(path, checkpoint, like)
     if found.publisher is not None:
         entry = CATALOGUE[model]
         if found.family not in (None, entry.family) or found.like not in (None, *entry.publishers):
-            raise WeightsError(f"weights {path}: {found.publisher}'s {found.family}, not of {model}")
+            settings = f" like {found.like}" if found.family == entry.family else ""
+            raise WeightsError(
+                f"weights {path}: {found.publisher}'s {found.family}{settings}, not of {model}"
+            )
         like = found.like
     check(model, like)
     own = own or _shapes(model, 1, 1.0, like)
@@ -245,18 +245,26 @@ def _read_for(
     return state, WeightsInfo(None, _width(model, classes, state, like), classes, like=like)
 
 
-def recognised(path: Path, checkpoint: Checkpoint) -> Recognised:
-    """`publishers.recognise`, of a file. Raises WeightsError, also for a network that can't be built."""
+def recognised(path: Path, checkpoint: Checkpoint, like: Publisher | None = None) -> Recognised:
+    """`publishers.recognise`, of a file. `like` tells what names do not: which of a publisher's settings.
+    Raises WeightsError, also for a network that can't be built."""
     try:
         found = recognise(checkpoint.tensors)
     except UnknownNames as error:
         raise WeightsError(
             f"weights {path}: {error.publisher}'s, with names that no network here has: {listed(error.names)}"
         ) from error
-    if found.like == "mmseg" and (other := other_settings(checkpoint.meta)) is not None:
+    if found.publisher == HRNETS and like == "hrnet-aligned":
+        return replace(found, like=like)
+    if found.like != "mmseg":
+        return found
+    if (other := other_settings(checkpoint.meta)) is not None:
         raise WeightsError(
             f"weights {path}: {found.publisher}'s {found.family} with {other}, which is not built"
         )
+    says = aligned(checkpoint.meta)
+    if says or (says is None and like == "mmseg-aligned"):
+        return replace(found, like="mmseg-aligned")
     return found
 
 

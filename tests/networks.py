@@ -9,7 +9,7 @@ from torch import nn
 from fullres.models.catalogue import build
 from fullres.models.full_resolution.split_merge import FullResolution, split_merge
 from fullres.models.smp import SMP
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalise
 from tests.models.full_resolution.dilated import dilated
 
 CLASSES = 5

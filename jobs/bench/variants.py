@@ -24,7 +24,7 @@ from fullres.models.smp import SMP
 from fullres.models.weights import load_network
 from fullres.ops.allocator import suit_allocator
 from fullres.ops.convolution import Convolution
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalise
 from fullres.pipeline.predict.execute import DTYPES, Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
 from fullres.pipeline.predict.shipped import needed_weights, shipped_for

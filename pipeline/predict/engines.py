@@ -18,7 +18,7 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import NetworkError
-from fullres.pipeline.data.transforms import IMAGENET, Normalisation
+from fullres.ops.normalisation import Normalisation, normalisation_of
 from fullres.pipeline.predict import windows
 from fullres.pipeline.predict.bound import BoundTree, Precision
 from fullres.pipeline.predict.execute import Predictor, place
@@ -94,11 +94,6 @@ class Engine(Protocol):
     def merger(self, plan: Any, scores: bool) -> Merger: ...
 
     def predictor(self, device: torch.device, precision: Precision) -> Runner: ...
-
-
-def normalisation_of(network: nn.Module | HasFullResolution, given: Normalisation | None) -> Normalisation:
-    """The one given, or the network's own, or ImageNet's."""
-    return given or getattr(network, "normalisation", None) or IMAGENET
 
 
 def engine_for(

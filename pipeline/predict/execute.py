@@ -21,9 +21,9 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import FullResolution, HasFullResolution, Piece, Source
 from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.ops.convolution import Convolution, compute_exactly
+from fullres.ops.normalisation import IMAGENET, Normalisation, normalise
 from fullres.ops.pooling import lattice_length, phases_of
 from fullres.ops.resample import bilinear_reads, bilinear_window
-from fullres.pipeline.data.transforms import IMAGENET, Normalisation, normalise
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.cost import area, strips_of
 from fullres.pipeline.predict.plan import Grain, Plan

@@ -1,8 +1,10 @@
 """Weights that others have published, by name, and weights from the web.
 
-`published.csv` says of each: the network of the catalogue, whose classes it labels, the mean IoU in percent
-that its publisher measured on the validation images at one scale, how its SHA-256 begins where that is known,
-and the address. `tests/peers/list_published.py` wrote it from the publishers' own tables.
+`published.csv` says of each: the network of the catalogue and whose it is like, whose classes it labels, the
+mean IoU in percent that its publisher measured on the validation images (at one scale, but for networks of
+several), how its SHA-256 begins where that is known, and the address. `tests/peers/list_published.py` wrote
+it from the publishers' own tables. Some give an address for browsers alone: such a file is put into its place
+by hand.
 """
 
 import csv
@@ -13,8 +15,9 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from fullres.models.catalogue import Publisher
 from fullres.models.weights import WeightsError
-from fullres.pipeline.data.fetch import fetch
+from fullres.pipeline.data.fetch import cache_folder, fetch, place_of
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,23 @@ class Published:
 
     name: str
     model: str
+    like: Publisher | None
     dataset: str
     miou: float
     sha256: str
     address: str
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether the address is a page, not the file."""
+        return self.address.startswith("https://drive.google.com/")
+
+    @property
+    def place(self) -> Path:
+        """Where the file lies when it is there."""
+        if not self.by_hand:
+            return place_of(self.address)
+        return cache_folder() / "by-hand" / f"{self.name.replace(':', '-')}.pth"
 
 
 @cache
@@ -34,7 +50,10 @@ def published() -> dict[str, Published]:
     """All of the table, by name, in its order."""
     with Path(__file__).with_name("published.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return {row["name"]: Published(**(row | {"miou": float(row["miou"])})) for row in rows}  # type: ignore[arg-type]
+    return {
+        row["name"]: Published(**(row | {"like": row["like"] or None, "miou": float(row["miou"])}))
+        for row in rows
+    }
 
 
 def is_remote(weights: str) -> bool:
@@ -49,7 +68,8 @@ def local_weights(
     `mmseg:pspnet_r101-d8_512x1024_80k_cityscapes`, an address, or `hf://owner/repository/file`, of a revision
     `hf://owner/repository@revision/file`. `HF_ENDPOINT` may name a mirror, as for Hugging Face's own tools.
 
-    Raises WeightsError for a name that is not in the table, FetchError.
+    Raises WeightsError for a name that is not in the table and for a file that is to be put there by hand,
+    FetchError.
     """
     if not is_remote(weights):
         return Path(weights), None
@@ -61,6 +81,13 @@ def local_weights(
         near = get_close_matches(weights, published(), 3, 0.4)
         raise WeightsError(f"weights {weights}: not in the table; near ones: {', '.join(near) or 'none'}")
     found = published()[weights]
+    if found.by_hand:
+        if not found.place.is_file():
+            raise WeightsError(
+                f"weights {weights}: their publisher has them behind a page for browsers: save the file of "
+                f"{found.address} as {found.place}"
+            )
+        return found.place, found
     return fetch(found.address, found.sha256, progress), found
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fullres.models.count import counted_macs
 from fullres.models.full_resolution.steps import Pair
 from fullres.models.memory import LiveBytes, on_meta
-from fullres.pipeline.data.transforms import IMAGENET, Normalisation
+from fullres.ops.normalisation import IMAGENET, Normalisation
 from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, Precision
 from fullres.pipeline.predict.windows import Average, WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
 

@@ -33,8 +33,8 @@ from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.steps import Pair
 from fullres.models.spgnet import stretched
 from fullres.ops.convolution import compute_exactly
+from fullres.ops.normalisation import IMAGENET, Normalisation, normalise
 from fullres.ops.resample import bilinear_reached, bilinear_reads, bilinear_window
-from fullres.pipeline.data.transforms import IMAGENET, Normalisation, normalise
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.execute import DTYPES
 from fullres.pipeline.predict.schedule import check_classes

@@ -32,7 +32,7 @@ from fullres.models.parts import resize
 from fullres.models.smp import SMP
 from fullres.ops.convolution import compute_exactly
 from fullres.ops.errors import FullresError
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalisation_of, normalise
 
 _PROBE = 64  # pixels a side of an image that shows which layers give features
 
@@ -68,7 +68,8 @@ class Explainer:
 
     def explain(self, image: np.ndarray, classes: Sequence[int]) -> list[Evidence]:
         """The evidence for each of `classes` (class ids) in an image, H x W x 3 uint8."""
-        x = normalise(torch.from_numpy(image).to(self.device)[None], torch.float32)
+        x = torch.from_numpy(image).to(self.device)[None]
+        x = normalise(x, torch.float32, normalisation_of(self.network))
         with _features(self.network.get_submodule(self.layer)) as features:
             logits = self.network(x)
         labels = logits[0].argmax(0)

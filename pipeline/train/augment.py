@@ -6,7 +6,7 @@ Images are H x W x 3 uint8 RGB, label maps H x W uint8. All randomness comes fro
 import cv2
 import numpy as np
 
-from fullres.pipeline.data.transforms import MEAN
+from fullres.ops.normalisation import MEAN
 from fullres.pipeline.train.config import Augmentation
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -21,6 +21,9 @@ class ModelConfig(Section):
     """The network, and how it starts: from a trained network's weights, from ImageNet weights of its backbone
     (a published `.pth`), or from scratch.
 
+    `weights`: a file, a published name or an address, as `--weights` of other commands takes them; fetched by
+    each process that starts, unless it is in its cache.
+
     `auxiliary`: what its auxiliary heads learn, where it has some, or "none" of them. `auxiliary_stages`:
     behind which of the backbone's features they are, 0 the finest of four. By default with "cross_entropy"
     one behind feature 2 (PSPNet's fourth stage, Sec. 4), none for OCRNet, whose soft regions are that; with
@@ -36,7 +39,7 @@ class ModelConfig(Section):
     auxiliary: Literal["cross_entropy", "class_probability", "none"] = "cross_entropy"
     auxiliary_stages: tuple[int, ...] | None = None
     loss: Loss | None = None
-    weights: Path | None = None
+    weights: str | Path | None = None
     backbone_weights: Path | tuple[Path, ...] | None = None
     freeze: tuple[Literal["batch_norm", "backbone"], ...] = ()
 

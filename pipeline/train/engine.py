@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fullres.models.catalogue import CATALOGUE
-from fullres.pipeline.data.transforms import normalise
+from fullres.models.catalogue import CATALOGUE, normalisation
+from fullres.ops.normalisation import normalise
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.loss_scale import LossScale
@@ -90,7 +90,8 @@ def begin_part(config: TrainingConfig, number: int, index: int) -> None:
 def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels of a part of a step's batch, as an objective takes them."""
     part = batch.part(index, config.accumulation)
-    return normalise(part.images.to(device), torch.float32), part.labels.to(device).long()
+    images = normalise(part.images.to(device), torch.float32, normalisation(config.model.like))
+    return images, part.labels.to(device).long()
 
 
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch, scale: LossScale) -> None:

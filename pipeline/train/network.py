@@ -10,6 +10,7 @@ from torch import nn
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.weights import WeightsError, load_backbone, load_pretrained
+from fullres.pipeline.predict.published import local_weights
 from fullres.pipeline.train.config import ModelConfig
 
 
@@ -21,7 +22,10 @@ def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = Fal
     """
     network = build(config.name, num_classes, config.width, config.like)
     if config.weights is not None:
-        load_pretrained(network, config.name, config.weights, drop_head, config.like)
+        path, row = local_weights(str(config.weights))
+        if row is not None and (row.model, row.like) != (config.name, config.like):
+            raise WeightsError(f"weights {row.name}: {_as_said(row.model, row.like)} under [model]")
+        load_pretrained(network, config.name, path, drop_head, config.like)
     if config.backbone_weights is not None:
         _load_backbones(network, config.name, config.backbone_weights)
     # Behind the weights: files are read without auxiliary heads.
@@ -32,6 +36,10 @@ def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = Fal
         raise ValueError(f"auxiliary is '{config.auxiliary}': {config.name} has no auxiliary heads")
     network.loss = config.loss  # type: ignore[assignment]  # what `SegmentationLoss` trains it by
     return network.train()
+
+
+def _as_said(name: str, like: str | None) -> str:
+    return f"name = '{name}'" + ("" if like is None else f", like = '{like}'")
 
 
 def _heads(

@@ -52,7 +52,7 @@ def predict(cluster, tmp_path, monkeypatch):
 
 
 def known_as(monkeypatch, served, digest):
-    row = Published("mmseg:a", "pspnet50", "folder", 50.0, digest, served)
+    row = Published("mmseg:a", "pspnet50", None, "folder", 50.0, digest, served)
     monkeypatch.setattr(table, "published", lambda: {row.name: row})
 
 

@@ -38,8 +38,10 @@ def test_those_that_were_fetched_are_marked():
     place = place_of(published()[NAME].address)
     place.parent.mkdir(parents=True)
     place.touch()
-    marked = [line.split()[0] for line in run().stdout.splitlines() if line.endswith(" here")]
+    marked = [line.split()[0] for line in run().stdout.splitlines() if line.rstrip().endswith(" here")]
+    by_hand = [line.split()[0] for line in run().stdout.splitlines() if line.rstrip().endswith(" by hand")]
     assert marked == [NAME]
+    assert by_hand == [row.name for row in published().values() if row.by_hand]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ HEADS = {
     "deeplabv3plus-mobilenet": ("classifier.1.",),
     "hrnet18": ("last_layer.3.",),
     "ocrnet48": ("cls_head.", "aux_head.3."),
+    "hmsa48": ("cls_head.", "aux_head.3."),
     "seethroughnet48": (
         "cls_head.",
         *(f"decoder.heads.{i}.3." for i in range(4)),

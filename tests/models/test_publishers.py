@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fullres.models.catalogue import CATALOGUE, build
-from fullres.models.publishers import UnknownNames, own_names, recognise
+from fullres.models.publishers import own_names, recognise
+from fullres.models.publishers.names import UnknownNames
 from fullres.models.weights import (
     WeightsError,
     WeightsInfo,
@@ -58,9 +59,9 @@ def logits_of(network):
         return network.double()(seeded_image(*SIZE).double()).numpy().reshape(-1)[::83]
 
 
-def difference(logits, name):
+def difference(logits, name, what="logits"):
     reference = np.load(REFERENCE)
-    return np.abs(logits - reference[f"{name}.logits"]).max() / reference[f"{name}.largest"]
+    return np.abs(logits - reference[f"{name}.{what}"]).max() / reference[f"{name}.largest"]
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -70,6 +71,16 @@ def test_outputs_are_mmsegmentations(name, checkpoint):
     network, info = load_network(name, path)
     assert (info.model, info.num_classes, info.like) == (None, 5, "mmseg")
     assert difference(logits_of(network), name) < 1e-12
+
+
+@pytest.mark.parametrize("name", [name for name in NARROW if name.endswith("50")])
+def test_outputs_with_align_corners_are_mmsegmentations(name, checkpoint):
+    """Of its configurations for 769x769, which a checkpoint of its trainings holds."""
+    text = "model = dict(decode_head=dict(align_corners=True))"
+    path = checkpoint({"meta": {"config": text}, "state_dict": narrow_state(name)})
+    network, info = load_network(name, path)
+    assert info.like == "mmseg-aligned"
+    assert difference(logits_of(network), name, "aligned") < 1e-12
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -168,7 +179,7 @@ def test_another_network_of_the_publisher(checkpoint):
     with pytest.raises(WeightsError, match=r"do not fit the network\. missing: .* more"):
         load_network("pspnet101", path)
     path = checkpoint(narrow_state("deeplabv3plus50"))
-    with pytest.raises(WeightsError, match=r"w\.pth: mmsegmentation's deeplabv3plus, not of deeplabv3plus-x"):
+    with pytest.raises(WeightsError, match=r"deeplabv3plus like mmseg, not of deeplabv3plus-x"):
         load_network("deeplabv3plus-xception", path)
 
 
@@ -192,12 +203,13 @@ def test_a_training_starts_from_them(name, classes, checkpoint):
 
 
 def test_publishers_that_a_network_has(checkpoint):
-    with pytest.raises(ValueError, match=r"like is 'mmseg': unet is its authors' alone$"):
+    with pytest.raises(ValueError, match=r"like is 'mmseg': unet has none$"):
         build("unet", 5, like="mmseg")
     with pytest.raises(
-        ValueError, match=r"like is 'ccnet': ccnet50 has mmseg, or none, which is its authors'$"
+        ValueError,
+        match=r"like is 'nvidia': ccnet50 has mmseg, mmseg-aligned, ccnet, or none, which is the c",
     ):
-        load_network("ccnet50", checkpoint({}), like="ccnet")
+        load_network("ccnet50", checkpoint({}), like="nvidia")
     assert [name for name, entry in CATALOGUE.items() if entry.publishers and not entry.family] == []
 
 
@@ -213,7 +225,11 @@ def test_a_file_that_does_not_say_whose_network_it_is(checkpoint):
 
 @pytest.mark.parametrize(
     "said",
-    ["align_corners=True", "dilations=(\n    1,\n    1,\n    1,\n    2,\n)", "dilations=[1, 6, 12, 18]"],
+    [
+        "align_corners=True, b=dict(align_corners=False)",
+        "dilations=(\n    1,\n    1,\n    1,\n    2,\n)",
+        "dilations=[1, 6, 12, 18]",
+    ],
 )
 @pytest.mark.parametrize("key", ["cfg", "config"])
 def test_settings_that_shapes_do_not_tell_are_read_in_the_configuration(said, key, checkpoint):
@@ -221,5 +237,22 @@ def test_settings_that_shapes_do_not_tell_are_read_in_the_configuration(said, ke
     path = checkpoint({"meta": {key: f"model = dict(decode_head=dict({said}))"}, "state_dict": state})
     with pytest.raises(WeightsError, match=r"w\.pth: mmsegmentation's pspnet with .*, which is not built$"):
         load_network("pspnet50", path)
-    path = checkpoint({"meta": {key: "align_corners=False, dilations=(1, 1, 2, 4)"}, "state_dict": state})
-    assert load_network("pspnet50", path)[1].like == "mmseg"
+    for corners, like in ((False, "mmseg"), (True, "mmseg-aligned")):
+        text = f"align_corners={corners}, dilations=(1, 1, 2, 4)"
+        path = checkpoint({"meta": {key: text}, "state_dict": state})
+        assert load_network("pspnet50", path)[1].like == like
+        other = {"mmseg": "mmseg-aligned", "mmseg-aligned": "mmseg"}[like]
+        with pytest.raises(WeightsError, match=rf"w\.pth: like is '{like}', not '{other}'$"):
+            load_network("pspnet50", path, like=other)
+
+
+def test_align_corners_may_be_said_where_the_file_does_not(checkpoint):
+    path = checkpoint(narrow_state("pspnet50"))
+    network, info = load_network("pspnet50", path, like="mmseg-aligned")
+    assert info.like == "mmseg-aligned"
+    assert network.align_corners
+    assert network.ppm.align_corners
+    assert difference(logits_of(network), "pspnet50") > 1e-3
+    hrnet = checkpoint({"meta": {"cfg": "align_corners=True"}, "state_dict": narrow_state("hrnet18")})
+    with pytest.raises(WeightsError, match=r"mmsegmentation's hrnet like mmseg-aligned, not of hrnet18$"):
+        load_network("hrnet18", hrnet)

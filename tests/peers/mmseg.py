@@ -60,17 +60,21 @@ CONFIGS = {
 # How many times fewer channels; HRNet's stem has no such setting.
 NARROWER = {"ResNetV1c": 8, "MobileNetV2": 2}
 NARROW = [name for name in CONFIGS if name.endswith(("50", "mobilenet", "18"))]
+# Those that its configurations for 769x769 have with align_corners.
+ALIGNED = [name for name in NARROW if name.endswith("50")]
 
 
 def config_of(name):
     return Config.fromfile(Path(mmseg.__file__).parent / ".mim" / "configs" / f"{CONFIGS[name]}.py")
 
 
-def build(config, name, classes=19, narrow=False):
+def build(config, name, classes=19, narrow=False, aligned=False):
     model = config.model.to_dict()
     model.pop("pretrained", None)
     model["data_preprocessor"] = None
     settings(model, classes, NARROWER.get(model["backbone"]["type"], 1) if narrow else 1)
+    if aligned:
+        model["decode_head"]["align_corners"] = model["auxiliary_head"]["align_corners"] = True
     torch.manual_seed(0)
     network = MODELS.build(model).eval()
     state = network.state_dict()
@@ -146,6 +150,9 @@ def write_narrow(file):
         content[f"{name}.keys"] = np.array("\n".join(f"{key}\t{shape}" for key, shape in shapes.items()))
         content[f"{name}.logits"] = logits.reshape(-1)[::83]
         content[f"{name}.largest"] = np.abs(logits).max()
+        if name in ALIGNED:
+            network = build(config_of(name), name, classes=5, narrow=True, aligned=True)
+            content[f"{name}.aligned"] = outputs(network, NARROW_SIZE, torch.float64).reshape(-1)[::83]
         print(name, logits.shape, float(np.abs(logits).max()), flush=True)
     np.savez_compressed(file, **content)
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 from fullres.models.full_resolution.fold import inference_form
 from fullres.models.full_resolution.split_merge import split_merge
 from fullres.models.full_resolution.steps import UnsupportedModule
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalise
 from fullres.pipeline.predict.execute import Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows

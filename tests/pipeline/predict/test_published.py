@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fullres.models.catalogue import CATALOGUE
+from fullres.models.catalogue import check
 from fullres.models.weights import WeightsError
 from fullres.pipeline.data import fetch as fetching
 from fullres.pipeline.data.fetch import FetchError, place_of
@@ -28,23 +28,48 @@ def put(address, content=b"weights"):
 
 def test_each_is_of_a_network_and_a_data_set_of_the_project():
     for row in published().values():
-        assert row.model in CATALOGUE
+        check(row.model, row.like)
         assert row.dataset in DATASETS
-        assert row.name.startswith("hrnet:") or "mmseg" in CATALOGUE[row.model].publishers
-        assert "769x769" not in row.name  # which have other settings
         assert 20 < row.miou < 90
         assert row.address.startswith("https://")
         assert re.fullmatch(r"([0-9a-f]{8})?", row.sha256)
         assert row.sha256 in row.address
-        assert row.name.split(":")[1] in row.address
+        assert row.by_hand == row.name.startswith(("nvidia:", "ccnet:"))
+        if not row.by_hand:
+            assert row.name.split(":")[1] in row.address
+    assert len({row.place for row in published().values()}) == len(published())
 
 
 def test_each_is_of_the_network_that_its_file_is_named_for():
-    known = {"hrnet:hrnet_ocr_cs_8162_torch11": "48", "hrnet:hrnet_ocr_ade20k_4451_torch04": "48"}
     for row in published().values():
-        found = re.search(r"_(?:r|hr)(50|101|18|48)(?:-d8)?_|_(m-v2)-d8_", row.name)
-        depth = known[row.name] if found is None else found[1] or "mobilenet"
-        assert re.search(r"(50|101|18|48|mobilenet)$", row.model)[1] == depth
+        if row.name.startswith("mmseg:"):
+            found = re.search(r"_(?:r|hr)(50|101|18|48)(?:-d8)?_|_(m-v2)-d8_", row.name)
+            depth = found[1] or "mobilenet"
+            assert re.search(r"(50|101|18|48|mobilenet)$", row.model)[1] == depth
+            assert row.like == ("mmseg-aligned" if "_769x769_" in row.name else "mmseg")
+    others = {row.name: (row.model, row.like) for row in published().values() if row.like is None}
+    others |= {row.name: (row.model, row.like) for row in published().values() if row.like == "ccnet"}
+    assert others == {
+        "hrnet:hrnet_ocr_cs_8162_torch11": ("ocrnet48", None),
+        "hrnet:hrnet_ocr_ade20k_4451_torch04": ("ocrnet48", None),
+        "nvidia:cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle": ("hmsa48x3", None),
+        "ccnet:r2": ("ccnet101", "ccnet"),
+        "ccnet:r2_ohem": ("ccnet101", "ccnet"),
+    }
+
+
+def test_what_browsers_alone_can_have_is_put_there_by_hand(tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        local_weights("ccnet:r2")
+    assert str(caught.value) == (
+        "weights ccnet:r2: their publisher has them behind a page for browsers: save the file of "
+        "https://drive.google.com/open?id=1IxXm8qxKmfDPVRtT8uuDNEvSQsNVTfLC as "
+        f"{tmp_path}/by-hand/ccnet-r2.pth"
+    )
+    place = tmp_path / "by-hand" / "ccnet-r2.pth"
+    place.parent.mkdir()
+    place.write_bytes(b"weights")
+    assert local_weights("ccnet:r2") == (place, published()["ccnet:r2"])
 
 
 def test_a_name_of_the_table_is_its_file():

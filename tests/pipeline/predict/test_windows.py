@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fullres.models.spgnet import stretched
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalise
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.window_memory import WindowCosts
 from fullres.pipeline.predict.windows import (

@@ -10,7 +10,7 @@ from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.parts import concatenate
-from fullres.pipeline.data.transforms import normalise
+from fullres.ops.normalisation import normalise
 from fullres.pipeline.review.explain import Explainer, LayerError
 from tests.networks import CLASSES, narrow, random_image, scores_at_once
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fullres.pipeline.data.transforms import MEAN
+from fullres.ops.normalisation import MEAN
 from fullres.pipeline.train.augment import augmented, coloured
 from fullres.pipeline.train.config import Augmentation
 

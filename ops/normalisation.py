@@ -46,6 +46,12 @@ class Normalisation:
 
 
 IMAGENET = Normalisation()
+CAFFE = Normalisation((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), "bgr")
+
+
+def normalisation_of(network: object, given: Normalisation | None = None) -> Normalisation:
+    """What was asked for, what the network says (its attribute `normalisation`), or ImageNet's."""
+    return given or getattr(network, "normalisation", None) or IMAGENET
 
 
 def normalise(image: Tensor, dtype: torch.dtype, how: Normalisation = IMAGENET) -> Tensor:

@@ -1,110 +1,47 @@
-"""Whose checkpoint a state dict is, and its tensors under this project's names.
+"""mmsegmentation (1.2.2): its names of tensors, and what its checkpoints say of their settings.
 
-- A publisher is recognised by the names alone. Each has a table: what names start with there, and here. What
-  no row takes is an error that lists it, but for auxiliary heads and what belongs to the loss.
-- hszhao/semseg's PSPNet and the HRNet authors' networks are those that the catalogue builds by itself.
-- mmsegmentation (1.2.2) has the same parameters in networks that compute something else: their weights belong
-  in `catalogue.build(..., like="mmseg")`. A convolution and its batch norm are `conv` and `bn` of one module
-  there, here two layers of a row, as `parts.conv_bn` has them.
-- Biases that authors have in front of batch norms, and mmsegmentation has not, are zeros.
+Its networks have the parameters of others and compute something else: they are built with
+`catalogue.build(..., like="mmseg")`. A convolution and its batch norm are `conv` and `bn` of one module
+there, here two layers of a row, as `parts.conv_bn` has them. Biases that authors have in front of batch
+norms, and mmsegmentation has not, are zeros.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fullres.models.backbones.mobilenet import STAGES
-from fullres.models.catalogue import Publisher
+from fullres.models.publishers.names import Rows, UnknownNames, has
 
-MMSEG, SEMSEG, HRNETS = "mmsegmentation", "hszhao/semseg", "HRNet-Semantic-Segmentation"
-
-Rows = Sequence[tuple[str, str]]
-
-
-class UnknownNames(ValueError):
-    """Names that a publisher's networks do not have, as far as they are read here."""
-
-    def __init__(self, publisher: str, names: list[str]) -> None:
-        super().__init__(f"{publisher}: {', '.join(names)}")
-        self.publisher, self.names = publisher, names
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """state: under the project's names, those of a backbone with or without `backbone.`. publisher: in words.
-    like: what `catalogue.build` is asked for. family: of the catalogue's networks (`Entry.family`), None
-    where the names do not tell."""
-
-    state: dict[str, Tensor]
-    publisher: str | None = None
-    like: Publisher | None = None
-    family: str | None = None
-
-
-def recognise(state: Mapping[str, Tensor]) -> Recognised:
-    """A state dict of anybody's. One that nobody is known by comes back as it is. Raises UnknownNames."""
-    if _has(state, "decode_head."):
-        return _mmseg(state)
-    if _has(state, "layer0."):
-        return Recognised(_prefixes(state, _SEMSEG), SEMSEG, family="pspnet")
-    if _has(state, "stage4.") and (_has(state, "last_layer.") or _has(state, "ocr_distri_head.")):
-        return Recognised(dict(state), HRNETS)
-    return Recognised(dict(state))
+MMSEG = "mmsegmentation"
 
 
 def other_settings(meta: Mapping[str, Any]) -> str | None:
-    """What the configuration in a checkpoint of mmsegmentation says that `like="mmseg"` is not, if anything:
-    the tensors have the same shapes, and would compute something else."""
+    """What the configuration in a checkpoint of mmsegmentation says that no `like` is, if anything: the
+    tensors have the same shapes, and would compute something else."""
+    text = _configuration(meta)
+    settings = ("dilations=(1,1,1,2)", "dilations=(1,6,12,18)")
+    there = [s for s in settings if s in text or s.replace("(", "[").replace(")", "]") in text]
+    mixed = "align_corners=True" in text and "align_corners=False" in text
+    return next(iter(there), "align_corners of some layers" if mixed else None)
+
+
+def aligned(meta: Mapping[str, Any]) -> bool | None:
+    """Whether the configuration in a checkpoint of mmsegmentation has align_corners; None: it has nothing."""
+    text = _configuration(meta)
+    return "align_corners=True" in text if "align_corners=" in text else None
+
+
+def _configuration(meta: Mapping[str, Any]) -> str:
+    """Without white space and commas behind the last of a list."""
     said = [meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)]
-    text = re.sub(r"\s", "", "".join(said)).replace(",)", ")")
-    for setting in ("align_corners=True", "dilations=(1,1,1,2)", "dilations=(1,6,12,18)"):
-        if setting in text or setting.replace("(", "[").replace(")", "]") in text.replace(",]", "]"):
-            return setting
-    return None
+    return re.sub(r"\s", "", "".join(said)).replace(",)", ")").replace(",]", "]")
 
 
-def own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """The names `own` of a network for those of a backbone by itself. Auxiliary heads are left out where it
-    has none: they serve training alone."""
-    named = {}
-    for name, tensor in state.items():
-        name = f"backbone.{name}" if f"backbone.{name}" in own else name
-        if name in own or not name.startswith("auxiliary."):
-            named[name] = tensor
-    return named
-
-
-def semseg_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A PSPNet's state dict as semseg writes it, but for names that start with `backbone.`."""
-    return _prefixes(state, [(ours, theirs) for theirs, ours in _SEMSEG])
-
-
-# Its stem is a row of layers, convolution, batch norm, ReLU, three times.
-_SEMSEG: Rows = (
-    ("layer0.0.", "backbone.conv1."),
-    ("layer0.1.", "backbone.bn1."),
-    ("layer0.3.", "backbone.conv2."),
-    ("layer0.4.", "backbone.bn2."),
-    ("layer0.6.", "backbone.conv3."),
-    ("layer0.7.", "backbone.bn3."),
-    ("aux.", "auxiliary.0."),
-)
-
-
-def _prefixes(state: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Of each name the start that a row has."""
-    renamed = {}
-    for name, tensor in state.items():
-        start, instead = next(((a, b) for a, b in rows if name.startswith(a)), ("", ""))
-        renamed[instead + name.removeprefix(start)] = tensor
-    return renamed
-
-
-# Of mmsegmentation. A row is a pattern of how a name starts there, and what stands here instead.
+# A row is a pattern of how a name starts there, and what stands here instead.
 
 _RESNET: Rows = (
     (r"backbone\.stem\.0\.", "backbone.conv1."),
@@ -279,8 +216,10 @@ _HEADS: dict[str, tuple[str, Rows]] = {
 _NO_BIAS = {"hrnet": ("last_layer.0",), "ocrnet": ("aux_head.0", "conv3x3_ocr.0")}
 
 
-def _mmseg(state: Mapping[str, Tensor]) -> Recognised:
-    family = next((name for name, (start, _) in _HEADS.items() if _has(state, start)), None)
+def renamed_mmseg(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Under the project's names, and of which family of the catalogue the network is. Raises
+    UnknownNames."""
+    family = next((name for name, (start, _) in _HEADS.items() if has(state, start)), None)
     if family is None:
         raise UnknownNames(MMSEG, sorted(name for name in state if name.startswith("decode_head.")))
     rows = [(re.compile(a), b) for a, b in (*_backbone(state), *_auxiliary(), *_HEADS[family][1])]
@@ -301,17 +240,13 @@ def _mmseg(state: Mapping[str, Tensor]) -> Recognised:
     for layer in _NO_BIAS.get(family, ()):
         if (weight := renamed.get(f"{layer}.weight")) is not None and weight.dim() == 4:
             renamed[f"{layer}.bias"] = torch.zeros_like(weight[:, 0, 0, 0])
-    return Recognised(renamed, MMSEG, "mmseg", family)
-
-
-def _has(state: Mapping[str, Tensor], start: str) -> bool:
-    return any(name.startswith(start) for name in state)
+    return renamed, family
 
 
 def _backbone(state: Mapping[str, Tensor]) -> Rows:
-    if _has(state, "backbone.stage2."):
+    if has(state, "backbone.stage2."):
         return _HRNET
-    return _mobilenet() if _has(state, "backbone.layer7.") else _RESNET
+    return _mobilenet() if has(state, "backbone.layer7.") else _RESNET
 
 
 def _one_transform(state: dict[str, Tensor]) -> dict[str, Tensor]:
