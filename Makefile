@@ -58,13 +58,15 @@ lint: setup
 bench: setup
 	$(BIN)/fullres bench smp
 
-# Networks of mmsegmentation beside the project's own, from the same checkpoints: minutes. It has an environment
-# of its own; a wheel of mmcv-lite after 2.1 does not go with it.
+# Networks of mmsegmentation beside the project's own, from the same checkpoints, its sliding windows and its
+# metric: minutes. It has an environment of its own; a wheel of mmcv-lite after 2.1 does not go with it.
 PEER := .peer
 parity: setup
 	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 mmsegmentation==1.2.2 \
 	  mmcv-lite==2.1.0 mmengine ftfy regex
+	$(BIN)/python -m tests.peers.evaluation $(PEER)/bin/python
+	$(BIN)/python -m tests.peers.sliding $(PEER)/bin/python
 	$(BIN)/python -m tests.peers.parity $(PEER)/bin/python
 
 # The weights in models/shipped from nothing: hours on a CPU. Those for photographs need CamVid in runs/camvid.

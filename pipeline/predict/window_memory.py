@@ -50,8 +50,7 @@ class WindowCosts:
         costliest = max(peaks, key=lambda scaled: peaks[scaled])
         least = -(-(ceil(peaks[costliest] / USABLE) + RESERVE) // _MIB)
         if budget < least * _MIB:
-            window = plan.schedule.spec.window
-            height, width = (window, window) if window else costliest
+            height, width = plan.schedule.spec.input_size(costliest)
             raise BudgetError(
                 f"memory budget is {budget / _MIB:.0f} MiB: at least {least} MiB needed for a window of "
                 f"{width}x{height} pixels with this network in this precision; a smaller window needs less"

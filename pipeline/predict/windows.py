@@ -6,8 +6,9 @@ mirror image are averaged, overlapping windows averaged, resized to the image an
 Where a scaled image is smaller than the window it is padded with the mean colour on both sides. Scales are of
 the image itself, or of the size that makes its longer side `base_size`.
 
-mmsegmentation cuts the same windows and averages logits (`average`). It takes softmax before it averages
-scales and mirror images, so logits are averaged at one scale alone.
+mmsegmentation cuts the same windows and averages logits (`average`); an image smaller than the window it
+leaves as it is. It takes softmax before it averages scales and mirror images, so logits are averaged at one
+scale alone.
 
 A *grain* is one window at one scale. Resizing is linear, so each grain's share of the result is computed
 where its window is, and shares are added in the grains' order: the bytes of the result do not depend on who
@@ -63,8 +64,17 @@ class WindowSpec:
         if self.base_size is None:
             return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         longer = max(1, round(self.base_size * scale))
-        height, width = (max(1, round(longer * n / max(size))) for n in size)
+        # Divided before it is multiplied, as in semseg: halfway between two sizes the rounding differs.
+        height, width = (max(1, round(longer / max(size) * n)) for n in size)
         return height, width
+
+    def input_size(self, scaled: Pair) -> Pair:
+        """What the network reads at once of an image of that size, with padding."""
+        if self.window is None:
+            return scaled
+        if self.average == "probabilities":
+            return self.window, self.window
+        return min(self.window, scaled[0]), min(self.window, scaled[1])
 
     def spans(self, length: int) -> list[Span]:
         """Where the windows of an axis of a scaled image lie: the last is pulled inside. Where the axis is
@@ -121,8 +131,7 @@ def plan_windows(
     found = []
     for order, scale in enumerate(spec.scales):
         scaled = spec.scaled(size, scale)
-        window = scaled if spec.window is None else (spec.window, spec.window)
-        macs = count_macs(*window) * (2 if spec.flip else 1)
+        macs = count_macs(*spec.input_size(scaled)) * (2 if spec.flip else 1)
         rows, columns = (spec.spans(length) for length in scaled)
         reached = [
             [Span(*bilinear_reached(*s, scaled[a], size[a])) for s in (rows, columns)[a]] for a in (0, 1)
@@ -185,8 +194,8 @@ class WindowPredictor:
     def _input(self, schedule: WindowSchedule, grain: WindowGrain, image: Tensor) -> tuple[Tensor, Region]:
         """What the network reads, 1 x 3 x h x w, and which part of it is image."""
         part = self._resized(image, grain)
-        window = schedule.spec.window or 0
-        missing = [max(0, window - n) for n in part.shape[-2:]]
+        height, width = schedule.spec.input_size(grain.scaled)
+        missing = height - part.shape[-2], width - part.shape[-1]
         top, left = missing[0] // 2, missing[1] // 2
         rows, columns = Span(top, top + part.shape[-2]), Span(left, left + part.shape[-1])
         x = F.pad(part, (left, missing[1] - left, top, missing[0] - top)).to(self.dtype)

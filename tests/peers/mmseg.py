@@ -4,6 +4,7 @@ Runs in an environment of its own (`make parity`), without the project:
 
     python mmseg.py list                the networks, by their names in the project's catalogue
     python mmseg.py full NAME FOLDER    NAME.pth, a checkpoint as its training writes it; outputs, NAME.npz
+    python mmseg.py slide NAME FOLDER   NAME.pth, a state dict; images and their logits by windows, NAME.npz
     python mmseg.py narrow FILE         names, shapes and part of the outputs of narrow ones, for fast tests
 
 Networks are built from the configurations that come with its wheel, with batch norm of one process.
@@ -44,6 +45,7 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 
 SIZE, NARROW_SIZE = (91, 123), (59, 83)
+WINDOW, STRIDE = 61, 41
 CITYSCAPES = "4xb2-40k_cityscapes-512x1024"
 CONFIGS = {
     **{f"pspnet{d}": f"pspnet/pspnet_r{d}-d8_{CITYSCAPES}" for d in (50, 101)},
@@ -141,6 +143,23 @@ def write_full(name, folder):
     np.savez(folder / f"{name}.npz", single=single, double=outputs(network, SIZE, torch.float64))
 
 
+def write_sliding(name, folder):
+    """Of images larger than the window, smaller, and both."""
+    config = config_of(name)
+    network = build(config, name)
+    torch.save(network.state_dict(), folder / f"{name}.pth")
+    network.test_cfg = Config({"crop_size": (WINDOW, WINDOW), "stride": (STRIDE, STRIDE)})
+    mean, std = (np.float32(config.model.data_preprocessor[key]) for key in ("mean", "std"))
+    content = {"window": WINDOW, "stride": STRIDE}
+    for i, size in enumerate(((91, 123), (50, 100), (40, 51))):
+        image = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        x = torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            logits = network.slide_inference(x, [{"ori_shape": size, "pad_shape": size}])
+        content |= {f"image{i}": image, f"logits{i}": logits[0].numpy()}
+    np.savez(folder / f"{name}.npz", **content)
+
+
 def write_narrow(file):
     content = {}
     for name in NARROW:
@@ -161,6 +180,8 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if sys.argv[1] == "full":
         write_full(sys.argv[2], Path(sys.argv[3]))
+    elif sys.argv[1] == "slide":
+        write_sliding(sys.argv[2], Path(sys.argv[3]))
     elif sys.argv[1] == "list":
         print("\n".join(CONFIGS))
     else:
