@@ -8,10 +8,12 @@ import typer
 from rich.markup import escape
 
 from fullres.jobs.common import check_model, check_writable, clear_errors, console, fail, known_dataset
-from fullres.models.catalogue import CATALOGUE, Publisher
+from fullres.models.catalogue import CATALOGUE, Publisher, normalisation
 from fullres.models.checkpoints import Checkpoint, WeightsError, read_checkpoint
-from fullres.models.publishers import Recognised
+from fullres.models.publishers import HRNETS, Recognised
+from fullres.models.publishers.mmsegmentation import MMSEG, aligned
 from fullres.models.weights import WeightsInfo, load_network, own_info, recognised, save_weights
+from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import atomic
 from fullres.pipeline.datasets import DATASETS
 
@@ -58,7 +60,7 @@ def convert(
     _say("recognised", f"{whose}: {model}, {info.num_classes} classes, width {info.width:g}")
     _say("data set", labels or "not said: name it where the weights are used, --dataset")
     _say("left out", ", ".join(_left_out(read, found)) or "nothing")
-    for line in _assumed(read, found, own, said, dataset):
+    for line in _assumed(read, found, own, said, model, dataset):
         _say("assumed", line)
     print(out)
 
@@ -88,13 +90,22 @@ def _left_out(read: Checkpoint, found: Recognised) -> list[str]:
 
 
 def _assumed(
-    read: Checkpoint, found: Recognised, own: WeightsInfo | None, said: WeightsInfo, dataset: str | None
+    read: Checkpoint,
+    found: Recognised,
+    own: WeightsInfo | None,
+    said: WeightsInfo,
+    model: str,
+    dataset: str | None,
 ) -> list[str]:
     lines = []
     if read.chosen is not None:
         lines.append(f"the state dict is {read.chosen}")
-    if found.like is not None and not any(isinstance(read.meta.get(key), str) for key in ("cfg", "config")):
+    if found.publisher == MMSEG and aligned(read.meta) is None:
         lines.append("the settings of its usual configurations: the file has none that could differ")
+    if found.publisher == HRNETS and found.like is None and "hrnet-aligned" in CATALOGUE[model].publishers:
+        lines.append("no align_corners; HRNetV2 of the authors' OCR branch has it: --like hrnet-aligned")
+    if (how := normalisation(said.like)) != IMAGENET:
+        lines.append(f"images are read as {how.order}, less {how.mean}, by {how.std}")
     if own is None and found.publisher is None:
         whose = f"like {said.like}'s, as --like says" if said.like else "its authors' network"
         lines.append(f"{whose}: the names do not tell")

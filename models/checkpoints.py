@@ -42,6 +42,8 @@ _DATA_BUILTINS = (
     *("object", "range", "set", "slice", "str", "tuple", "type"),
 )
 
+_PICKLE = 1 << 28  # bytes: names and shapes alone, far below it in any network
+
 _DICTS = ("dict", "Dict", "CfgNode")  # of collections, addict, easydict, mmengine, yacs
 
 
@@ -185,6 +187,8 @@ def _globals(path: Path) -> set[str]:
                 raise WeightsError(
                     f"weights {path}: a TorchScript program, not a state dict, which is what is read"
                 )
+            if (size := max((archive.getinfo(entry).file_size for entry in entries), default=0)) > _PICKLE:
+                raise WeightsError(f"weights {path}: its pickle has {size} bytes, at most {_PICKLE} are read")
             return {name for entry in entries for name in _globals_of(archive.read(entry))}
     with path.open("rb") as file:
         return {name for _ in range(4) for name in _globals_of(file)}

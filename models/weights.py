@@ -22,7 +22,14 @@ from fullres.models.backbones.mobilenet import MobileNetV2
 from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import CATALOGUE, Publisher, build, check
 from fullres.models.checkpoints import Checkpoint, WeightsError, listed, read_checkpoint
-from fullres.models.publishers import HRNETS, Recognised, own_names, recognise, semseg_names
+from fullres.models.publishers import (
+    HRNETS,
+    Recognised,
+    backbone_names,
+    own_names,
+    recognise,
+    semseg_names,
+)
 from fullres.models.publishers.mmsegmentation import aligned, other_settings
 from fullres.models.publishers.names import UnknownNames
 from fullres.models.spgnet import Stemless
@@ -152,11 +159,11 @@ def load_backbone(backbone: ResNet | Stemless | MobileNetV2 | HRNet, path: Path)
     """Fill a ResNet (with or without its stem), MobileNetV2 or HRNet from a published checkpoint that has its
     authors' key names.
 
-    Those are torchvision's (ResNet, MobileNetV2), hszhao/semseg's (ResNet with the deep stem) and the HRNet
-    authors' (ImageNet or segmentation). What belongs to the classifier or a segmentation head
-    (`not_features` of the class) is left out; the rest must fit. Raises WeightsError.
+    Those are torchvision's (ResNet, MobileNetV2), hszhao/semseg's and mmsegmentation's (ResNet with the deep
+    stem) and the HRNet authors' (ImageNet or segmentation). What belongs to the classifier or a segmentation
+    head (`not_features` of the class) is left out; the rest must fit. Raises WeightsError.
     """
-    state, _ = read_state(path)
+    state = backbone_names(read_state(path)[0])
     state = {n: t for n, t in state.items() if not n.startswith(backbone.not_features)}
     load_state(backbone, state, f"backbone weights {path}")
 

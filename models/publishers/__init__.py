@@ -51,6 +51,12 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     return Recognised(dict(state))
 
 
+def backbone_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a ResNet by itself, with mmsegmentation's names of a deep stem (`resnet50_v1c`) or anybody's."""
+    layers = [(a.replace("layer0.", "stem."), b.removeprefix("backbone.")) for a, b in _SEMSEG]
+    return with_starts(state, layers)
+
+
 def own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """The names `own` of a network for those of a backbone by itself. Auxiliary heads are left out where it
     has none: they serve training alone."""

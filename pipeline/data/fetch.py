@@ -20,6 +20,7 @@ from fullres.ops.errors import FullresError
 _TIMEOUTS = (10, 60)  # seconds, to connect and between two pieces
 _PIECE = 1 << 16  # bytes that a break may cost
 _BREAKS = 5  # in a row without a byte between them
+_UNANSWERED = 2  # tries of a server that has never answered: most likely there is no network
 _PAUSE = 1.0  # seconds after the first of them, twice as many after each other one
 
 
@@ -86,6 +87,7 @@ class _Fetch:
         self.address, self.place, self.progress = address, place, progress
         self.part = place.with_name(f".{place.name}.part")
         self.version = place.with_name(f".{place.name}.version")  # what the server calls the part's file
+        self.answered = False
 
     def whole(self, sha256: str) -> None:
         breaks = 0
@@ -96,7 +98,7 @@ class _Fetch:
                 break
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
                 breaks = 1 if self._size() > before else breaks + 1
-                if breaks == _BREAKS:
+                if breaks == (_BREAKS if self.answered else _UNANSWERED):
                     raise
                 time.sleep(_PAUSE * 2 ** (breaks - 1))
         if (found := _digest(self.part, sha256)) is not None:
@@ -115,6 +117,7 @@ class _Fetch:
         if begun and self.version.is_file():
             headers |= {"Range": f"bytes={begun}-", "If-Range": self.version.read_text()}
         with requests.get(self.address, headers=headers, stream=True, timeout=_TIMEOUTS) as answer:
+            self.answered = True
             status = f"the server says {answer.status_code} {answer.reason}"
             if answer.status_code == requests.codes.requested_range_not_satisfiable:
                 self._drop()  # the part is more than there is

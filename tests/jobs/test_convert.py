@@ -1,13 +1,15 @@
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.models.publishers import recognise
 from fullres.models.weights import WeightsInfo, load_network, save_weights
-from fullres.pipeline.data.images import write_png
+from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.scenes import render_scene
 from tests.models.test_publishers import difference, logits_of, narrow_state
+from tests.models.test_publishers_plain import ccnet_logits, ccnet_state
 from tests.networks import narrow
 
 
@@ -85,6 +87,43 @@ def test_refusals(tmp_path, checkpoint):
     save_weights(narrow("pspnet50"), tmp_path / "own.safetensors", WeightsInfo("pspnet50", 1 / 16, 5))
     own = (tmp_path / "own.safetensors", "--model", "pspnet50", "--like", "mmseg", "--out", out)
     refused(convert(*own), "own.safetensors says it is its authors'", out)
+
+
+def test_a_network_that_reads_images_in_another_way(tmp_path, checkpoint, cluster, monkeypatch):
+    """What CCNet's authors' code computes from a picture is what the command line makes of it."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    state, out = ccnet_state(), tmp_path / "o.safetensors"
+    result = convert(checkpoint(state), "--model", "ccnet50", "--out", out)
+    assert result.exit_code == 0, result.output
+    means = "(104.00698793, 116.66876762, 122.67891434)"
+    assert lines(result)["recognised"] == "speedinghzl/CCNet: ccnet50, 5 classes, width 0.125"
+    assert lines(result)["left out"] == "8 tensors of auxiliary heads"
+    assert lines(result)["assumed"] == f"images are read as bgr, less {means}, by (1.0, 1.0, 1.0)"
+    picture = render_scene(0, 59, 83)[0]
+    write_png(tmp_path / "scene.png", picture)
+    given = ["predict", tmp_path / "scene.png", "--model", "ccnet50", "--weights", out, "--dataset", "folder"]
+    given += ["--out", tmp_path / "labels", "--precision", "fp32"]
+    assert CliRunner().invoke(app, [*map(str, given)]).exit_code == 0
+    blue_first = torch.tensor(picture[..., ::-1].copy()).double() - torch.tensor(eval(means))
+    logits = ccnet_logits(state, blue_first.permute(2, 0, 1)[None], "new")[0]
+    labels = read_labels(tmp_path / "labels/scene.png")
+    best, second = logits.topk(2, 0).values
+    assert ((logits.argmax(0).numpy() == labels) | (best - second < 1e-4).numpy()).all()
+    assert len(set(labels.ravel())) > 1
+
+
+def test_what_hrnet_does_not_say(tmp_path, checkpoint):
+    network = narrow("hrnet18")
+    state = {name.removeprefix("backbone."): t for name, t in network.state_dict().items()}
+    path, out = checkpoint(state), tmp_path / "o.safetensors"
+    said = "no align_corners; HRNetV2 of the authors' OCR branch has it: --like hrnet-aligned"
+    result = convert(path, "--model", "hrnet18", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert lines(result)["assumed"] == said
+    result = convert(path, "--model", "hrnet18", "--out", out, "--like", "hrnet-aligned")
+    assert result.exit_code == 0, result.output
+    assert "assumed" not in lines(result)
+    assert load_network("hrnet18", out)[1].like == "hrnet-aligned"
 
 
 def test_a_training_from_them_leaves_their_network(tmp_path, checkpoint):

@@ -3,8 +3,10 @@
 import argparse
 import collections
 import copy
+import struct
 import sys
 import types
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +160,28 @@ def test_nothing_is_executed(tmp_path, old):
             read_checkpoint(path)
         assert len(str(e.value).splitlines()) == 1
         assert not mark.exists()
+
+
+@pytest.mark.parametrize("length", [2, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_headers_that_claim_to_be_huge(tmp_path, length):
+    """Of a safetensors file, whose first bytes say how long its header is."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}" + b" " * 100)
+    with pytest.raises(WeightsError, match=r"w\.safetensors: not a safetensors file \(.*\)$") as error:
+        read_checkpoint(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_pickle_that_grows_when_it_is_unpacked(tmp_path):
+    path = saved(tmp_path / "w.pth", STATE)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content + bytes(1 << 29) if name.endswith("/data.pkl") else content)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(WeightsError, match=r"w\.pth: its pickle has \d+ bytes, at most \d+ are read$"):
+        read_checkpoint(path)
 
 
 def test_getattr_and_its_kin_are_stand_ins(tmp_path):

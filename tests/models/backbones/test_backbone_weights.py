@@ -48,6 +48,21 @@ def test_a_published_checkpoint_fills_every_parameter_of_a_backbone(name, build,
     assert_holds(backbone, {key: t for key, t in published.items() if not key.startswith(left_out)})
 
 
+def test_mmsegmentations_backbones(checkpoint):
+    """Its `resnet50_v1c`: the layers of the stem have the numbers of one row."""
+    rows = {"conv1": 0, "bn1": 1, "conv2": 3, "bn2": 4, "conv3": 6, "bn3": 7}
+    backbone, other = (
+        ResNet(50, 1 / 16, output_stride=8, deep_stem=True, stem_channels=64, contract_dilation=True)
+        for _ in range(2)
+    )
+    state = {}
+    for name, tensor in backbone.state_dict().items():
+        layer, _, rest = name.partition(".")
+        state[f"stem.{rows[layer]}.{rest}" if layer in rows else name] = tensor
+    load_backbone(other, checkpoint({"state_dict": state | {"fc.weight": torch.rand(2)}}))
+    assert_holds(other, backbone.state_dict())
+
+
 def test_a_whole_networks_checkpoint_fills_the_backbone(checkpoint):
     network, backbone = HRNetV2(HRNet(48, 1 / 12), 5), HRNet(48, 1 / 12)
     load_backbone(backbone, checkpoint(published_hrnet(network)))

@@ -202,11 +202,15 @@ def test_a_server_that_is_busy_is_asked_again(server):
         fetch(server.address + "2")
 
 
-def test_offline_is_one_line_that_says_where_the_file_may_be_put(server):
+def test_offline_is_one_line_that_says_where_the_file_may_be_put(server, monkeypatch):
     server.shutdown()
     server.server_close()
+    waited = []
+    monkeypatch.setattr(fetching, "_PAUSE", 1.0)
+    monkeypatch.setattr(fetching.time, "sleep", waited.append)
     with pytest.raises(FetchError) as error:
         fetch(server.address)
+    assert waited == [1]  # no longer where nothing ever answered
     assert "\n" not in str(error.value)
     assert str(place_of(server.address)) in str(error.value)
 
