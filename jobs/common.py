@@ -159,6 +159,8 @@ def load(asked: Asked) -> tuple[nn.Module, Dataset, Path]:
     lists."""
     model, weights, dataset_name, like = asked
     check_model(model)
+    if not CATALOGUE[model].segments:
+        fail(f"--model is '{model}': it says where to sample an image, for --adaptive, and labels nothing")
     if dataset_name not in (None, "folder"):
         known_dataset(dataset_name)
     if weights is None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,25 +27,33 @@ from fullres.jobs.common import (
     clear_errors,
     console,
     fail,
-    known_dataset,
     load,
     own_network,
     parse_bytes,
     parse_workers,
 )  # fmt: skip
+from fullres.jobs.predict_options import (
+    attended,
+    bands_of,
+    classes_of,
+    downsampler,
+    reader,
+    sampled_size,
+    window_spec,
+)  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
-from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import write_bytes_atomically
-from fullres.pipeline.data.images import ImageError, image_size, list_images, naming, read_channels
+from fullres.pipeline.data.images import ImageError, image_size, list_images, naming
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.predict.adaptive import Adaptive
 from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
 from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
+from fullres.pipeline.predict.sampler import Sampler
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
-from fullres.pipeline.predict.windows import Average, Guided, WindowSpec
+from fullres.pipeline.predict.windows import Average, Guided
 
 
 class SaveKind(enum.StrEnum):
@@ -110,6 +117,18 @@ def predict(
         list[SaveKind] | None,
         typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
     ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="N|WIDTHxHEIGHT",
+            help="Label each image from so many of its pixels, at the cost of an image of that size.",
+        ),
+    ] = None,
+    adaptive: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="A downsampler's, which says where those of --size are."),
+    ] = None,
     attention: Annotated[
         str | None,
         typer.Option(help="Also write an SPGNet's guided attention of these classes: car,pole."),
@@ -129,8 +148,9 @@ def predict(
     budget, count = parse_bytes(memory_budget), parse_workers(workers)
     kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
-    spec = _window_spec(scales, flip, window, stride, base_size, average)
-    chosen_bands = _bands(bands)
+    spec = window_spec(scales, flip, window, stride, base_size, average)
+    sampled = sampled_size(points, adaptive, spec, attention, pool_crop)
+    chosen_bands = bands_of(bands)
     with clear_errors():
         if network_factory is None:
             asked = asked_for(model, weights, dataset)
@@ -142,18 +162,20 @@ def predict(
         else:
             model, like = network_factory, None
             network = own_network(network_factory)
-            known = _classes_of(network, model, dataset)
+            known = classes_of(network, model, dataset)
             digest = _state_digest(network)
-        attended = _attended(attention, model, network, known)
+        classes = attended(attention, model, network, known)
         if pool_crop is not None:
             pool_over = getattr(network, "pool_over", None)
             if pool_over is None:
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
             pool_over((pool_crop, pool_crop))
-        engine = engine_for(network, spec, tuple(attended.values()))
-        read = _reader(engine.normalisation.channels, chosen_bands)
+        engine: Engine = engine_for(network, spec, tuple(classes.values()))
+        if sampled is not None:
+            engine = Adaptive(network, Sampler(sampled, None if adaptive is None else downsampler(adaptive)))
+        read = reader(engine.normalisation.channels, chosen_bands)
         found, sources = _to_label(images, out), Sources(out)
-        _check_names(found, [*kinds, *(f"attention_{name}" for name in attended)])
+        _check_names(found, [*kinds, *(f"attention_{name}" for name in classes)])
         named = [(task.path, task.stem) for task in found]
         sizes = _sizes(sources.pending(named))
         with ray_cluster(address, count):
@@ -173,8 +195,12 @@ def predict(
                 settings |= {"like": like}
             if isinstance(engine, Windows):
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
-            if attended:
-                settings |= {"attention": list(attended)}
+            if isinstance(engine, Adaptive):
+                where = engine.sampler.downsampler
+                said = None if where is None else _state_digest(where)
+                settings |= {"sampling": {"size": list(engine.sampler.size), "downsampler": said}}
+            if classes:
+                settings |= {"attention": list(classes)}
             if engine.normalisation != IMAGENET:
                 settings |= {"normalisation": json.loads(json.dumps(asdict(engine.normalisation)))}
             if chosen_bands is not None:
@@ -189,7 +215,7 @@ def predict(
             def write(task: Task, image: Any, result: Any) -> None:
                 maps: dict[str, Any] = {}
                 if isinstance(result, Guided):
-                    result, maps = result.classes, dict(zip(attended, result.attention, strict=True))
+                    result, maps = result.classes, dict(zip(classes, result.attention, strict=True))
                 write_outputs(out, task.stem, image, result, known.palette, kinds, maps)
                 if task.stem in made_from:  # else it came after the run began, and is labelled again
                     sources.add(task.stem, made_from[task.stem])
@@ -200,54 +226,6 @@ def predict(
     write_bytes_atomically(out / "summary.json", json.dumps(summary, indent=2).encode())
     say(progress, summary, out)
     raise typer.Exit(1 if progress.failures else 0)
-
-
-def _window_spec(
-    scales: str | None,
-    flip: bool,
-    window: int | None,
-    stride: int | None,
-    base_size: int | None,
-    average: Average,
-) -> WindowSpec | None:
-    """What the options ask for; None if none is given."""
-    if stride is not None and (window is None or stride > window):
-        fail(f"--stride is {stride}: at most --window, which is {window or 'not given'}")
-    as_usual = average == "probabilities"
-    if scales is None and not flip and window is None and base_size is None and as_usual:
-        return None
-    try:
-        factors = tuple(float(scale) for scale in ("1" if scales is None else scales).split(","))
-    except ValueError:
-        factors = (0.0,)
-    if not all(0 < factor <= 16 for factor in factors):
-        fail(f"--scales is '{scales}': numbers above 0, at most 16, with commas between")
-    if not as_usual and (flip or len(factors) > 1):
-        fail("--average is logits: without --flip and with one of --scales, whose probabilities are averaged")
-    return WindowSpec(factors, flip, window, stride, base_size, average)
-
-
-def _bands(text: str | None) -> tuple[int, ...] | None:
-    """What `--bands` asks for. Ends the job where that is impossible."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        fail(f"--bands is '{text}': numbers from 1 with commas between")
-    return tuple(int(part) for part in parts)
-
-
-def _attended(names: str | None, model: str, network: Any, known: Dataset) -> dict[str, int]:
-    """The class ids of `--attention`. Ends the job at an unknown name, or a network that attends to none."""
-    if names is None:
-        return {}
-    if not getattr(network, "has_attention", False):
-        fail(f"--attention: {model} has no guided attention; SPGNets of two stages have, e.g. spgnet50x2")
-    listed = dict.fromkeys(name.strip() for name in names.split(","))
-    for name in listed:
-        if name not in known.classes:
-            fail(f"--attention: '{name}' is no class of {known.name}: {', '.join(known.classes)}")
-    return {name: known.classes.index(name) for name in listed}
 
 
 def _to_label(images: list[str], out: Path) -> list[Task]:
@@ -296,25 +274,6 @@ def _state_digest(network: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _classes_of(network: nn.Module, factory: str, name: str | None) -> Dataset:
-    """The data set that is named; without one, classes by their numbers, as many as a full-resolution form
-    has."""
-    there = network.channels[0] if isinstance(network, FullResolution) else None
-    if name is None and there is None:
-        fail(f"--dataset: {factory} is no full-resolution form; name the data set whose classes it labels")
-    known = known_dataset(name or "folder", there if name in (None, "folder") else None)
-    if there is not None and len(known.classes) != there:
-        fail(f"--dataset: {factory} has {there} classes, but {known.name} has {len(known.classes)}")
-    return known
-
-
-def _reader(channels: int, bands: tuple[int, ...] | None) -> Read:
-    """Ends the job where the network reads another number of channels than `--bands` has."""
-    if bands is not None and len(bands) != channels and (len(bands), channels) != (1, 3):
-        fail(f"--bands is '{','.join(map(str, bands))}': the network reads {channels} channels")
-    return partial(read_channels, channels=channels, bands=bands)
 
 
 def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Progress:

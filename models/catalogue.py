@@ -15,6 +15,7 @@ from fullres.models.backbones.xception import Xception
 from fullres.models.ccnet import CCNet
 from fullres.models.deeplab import DeepLabV3Plus
 from fullres.models.dmnet import DMNet
+from fullres.models.downsampler import Downsampler
 from fullres.models.fcn import FCN8s, FCN32s
 from fullres.models.hmsa import HMSA
 from fullres.models.ocrnet import OCRNet
@@ -26,7 +27,7 @@ from fullres.models.unet import UNet
 from fullres.models.upernet import UPerNet
 from fullres.ops.normalisation import CAFFE, IMAGENET, Normalisation
 
-Loss = Literal["cross_entropy", "ohem", "rmi"]
+Loss = Literal["cross_entropy", "ohem", "rmi", "squared_error", "energy"]
 
 # Whose network of that name it is to be, where it is not the catalogue's own: it computes what that one
 # computes, by other settings of the same modules. Its weights were trained for those. With "-aligned":
@@ -41,12 +42,12 @@ class Entry:
 
     build: of num_classes and width, and of `like` where `publishers` has some: whose networks of this name it
     can be besides the catalogue's own. family: the name without the backbone, which published checkpoints are
-    recognised as. output_stride: that of its coarsest features. evidence: the module with
-    the backbone's last features, which `fullres explain` shows. labelled_by: split-merge is exact and keeps a
-    memory budget. training_options: attributes that a training sets from its configuration. auxiliary: behind
-    which of the backbone's features it has auxiliary heads in training if nothing else is asked for, 0 the
-    finest; None: it takes none. losses: what its prediction may be trained by, its paper's first. encoders:
-    what published weights of a backbone are loaded into.
+    recognised as. output_stride: that of its coarsest features. evidence: the module with the backbone's last
+    features, which `fullres explain` shows. labelled_by: how images are labelled with it; split-merge is
+    exact and keeps a memory budget; "no": not at all. training_options: attributes that a training sets from
+    its configuration. auxiliary: behind which of the backbone's features it has auxiliary heads in training
+    if nothing else is asked for, 0 the finest; None: it takes none. losses: what its prediction may be
+    trained by, its paper's first. encoders: what published weights of a backbone are loaded into.
     """
 
     name: str
@@ -55,13 +56,18 @@ class Entry:
     backbone: str
     output_stride: int
     evidence: str
-    labelled_by: Literal["split-merge", "windows"] = "windows"
+    labelled_by: Literal["split-merge", "windows", "no"] = "windows"
     training_options: tuple[str, ...] = ()
     auxiliary: tuple[int, ...] | None = None
     losses: tuple[Loss, ...] = ("cross_entropy", "ohem")
     encoders: tuple[str, ...] = ("backbone",)
     publishers: tuple[Publisher, ...] = ()
     family: str = ""
+
+    @property
+    def segments(self) -> bool:
+        """Whether it labels images. A downsampler says where to sample them."""
+        return self.labelled_by != "no"
 
     @property
     def splits(self) -> bool:
@@ -159,6 +165,10 @@ def _unet(num_classes: int, width: float) -> nn.Module:
     return UNet(num_classes, width)
 
 
+def _downsampler(grid: int, num_classes: int, width: float) -> Downsampler:
+    return Downsampler(grid, _scaled(256, width) // 4 * 4)
+
+
 def _scaled(channels: int, width: float) -> int:
     return max(8, int(channels * width))
 
@@ -246,7 +256,15 @@ def _entries() -> list[Entry]:
                 name, seethrough, "SeeThroughNet", "HRNetV2-W48", 4, stage4, losses=("rmi", "cross_entropy")
             )
         )
-    return [*entries, *_spgnets(), Entry("unet", _unet, "U-Net", "-", 16, "body.down.4", encoders=())]
+    entries.append(Entry("unet", _unet, "U-Net", "-", 16, "body.down.4", encoders=()))
+    for grid in (8, 16, 32):
+        entries.append(
+            Entry(
+                f"downsampler{grid}", partial(_downsampler, grid), "Downsampling", "-", 4, "network.second",
+                labelled_by="no", losses=("squared_error", "energy"), encoders=(),
+            )
+        )  # fmt: skip
+    return [*entries, *_spgnets()]
 
 
 def _spgnets() -> Iterator[Entry]:

@@ -96,6 +96,20 @@ def sampling_tensor_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return difference.square().sum() / len(target)
 
 
+def sampling_energy(phi: Tensor, nearest: Tensor, smoothness: float) -> Tensor:
+    """Eq. 2 of the same paper as a loss, mean over the batch: the energy whose minimum is the target of
+    `sampling_tensor_loss`. Neighbours are the 4 beside a point, each pair once, as in `ops.sampling_solve`.
+
+    Args:
+        phi, nearest: N x h x w x 2 float, relative coordinates: sampling tensors, and of each point of the
+            uniform grid the nearest point on a boundary.
+        smoothness: lambda.
+    """
+    phi = at_least_fp32(phi)
+    steps = phi.diff(dim=1).square().sum() + phi.diff(dim=2).square().sum()
+    return ((phi - nearest).square().sum() + smoothness * steps) / len(phi)
+
+
 def _pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Cross entropy of each pixel, N x H x W; 0 where it is ignored."""
     return F.cross_entropy(at_least_fp32(logits), labels, ignore_index=ignore_index, reduction="none")

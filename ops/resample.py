@@ -1,4 +1,4 @@
-"""Bilinear interpolation of a part of a larger map."""
+"""Bilinear interpolation of a part of a larger map; means over what a smaller image's pixels cover."""
 
 import torch
 from torch import Tensor
@@ -58,3 +58,20 @@ def _weights(positions: Tensor, in_length: int, out_length: int) -> tuple[Tensor
     centre = centre.clamp(0, in_length - 1)
     low = centre.floor().long()
     return low, (low + 1).clamp(max=in_length - 1), centre - low
+
+
+def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """N x C x H x W float to N x C x size: each pixel the mean of what it covers of the image, parts of
+    pixels by their share. Where an image is smaller, of the one or two pixels that a new one lies on."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    rows, columns = (_shares(n, m).to(images) for n, m in zip(images.shape[-2:], size, strict=True))
+    return rows @ images @ columns.T
+
+
+def _shares(in_length: int, out_length: int) -> Tensor:
+    """Which share of an output each input is, out_length x in_length."""
+    bounds = torch.arange(out_length + 1, dtype=torch.float64) * in_length / out_length
+    pixels = torch.arange(in_length, dtype=torch.float64)
+    covered = torch.minimum(bounds[1:, None], pixels + 1) - torch.maximum(bounds[:-1, None], pixels)
+    return covered.clamp(min=0) * out_length / in_length

@@ -38,7 +38,11 @@ class WindowCosts:
 
     def macs(self, height: int, width: int) -> int:
         """The network's multiply-adds for one input of this size."""
-        return self._predictor.cost(height, width).macs
+        return self.cost(height, width).macs
+
+    def cost(self, height: int, width: int) -> "Cost":
+        """Of the network on one input of this size."""
+        return self._predictor.cost(height, width)
 
     def fit(self, plan: WindowPlan, budget: int) -> WindowPlan:
         """The plan with its predicted peak. Raises BudgetError where it does not fit `budget` bytes."""
@@ -70,7 +74,7 @@ class WindowCosts:
 
 
 @dataclass(frozen=True)
-class _Cost:
+class Cost:
     """Of the network on one input: multiply-adds, bytes at the worst moment, shape of what it returns."""
 
     macs: int
@@ -87,12 +91,12 @@ class _Predictor(WindowPredictor):
         super().__init__(*arguments)
         self.cost = cache(self._run)
 
-    def _run(self, height: int, width: int) -> _Cost:
+    def _run(self, height: int, width: int) -> Cost:
         x = torch.empty(1, self.normalisation.channels, height, width, dtype=self.dtype, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as memory:
             shape = super().channels(x).shape
-        return _Cost(counted_macs(counter), memory.peak, shape)
+        return Cost(counted_macs(counter), memory.peak, shape)
 
     def channels(self, x: Tensor, average: Average = "probabilities") -> Tensor:
         cost = self.cost(*x.shape[-2:])

@@ -22,8 +22,8 @@ def augmented(
     rng: np.random.Generator,
     around: tuple[int, int] | None = None,
 ) -> Pair:
-    """A crop of `crop` (h, w) pixels: scaled, rotated, cut out, mirrored, blurred and coloured in this order.
-    Where the image does not reach it has the mean colour and ignored labels.
+    """A crop of `crop` (h, w) pixels: scaled, rotated, cut out, mirrored, blurred, coloured and given noise
+    in this order. Where the image does not reach it has the mean colour and ignored labels.
 
     around: a pixel (y, x) of the image that the crop covers, at a place of its own drawn evenly.
     """
@@ -37,7 +37,18 @@ def augmented(
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*how.blur))
     if any(how.colour):
         image = coloured(image, *_factors(how.colour, rng))
+    if how.salt_and_pepper:
+        image = _with_noise(image, how.salt_and_pepper, rng)
     return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def _with_noise(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """That share of the pixels black or white, as many of both."""
+    drawn = rng.random(image.shape[:2], np.float32)
+    noisy = image.copy()
+    noisy[drawn < share] = 255
+    noisy[drawn < share / 2] = 0
+    return noisy
 
 
 def _scaled(

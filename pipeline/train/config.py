@@ -130,6 +130,7 @@ class Augmentation(Section):
     the samples, by up to so many degrees either way. mirror: half of the samples. blur: of half of the
     samples, Gaussian, its standard deviation in pixels between the two. colour: brightness, contrast and
     saturation by a factor of 1 and up to so much more or less, hue by up to so much of the colour circle.
+    salt_and_pepper: this share of the pixels becomes black or white.
     class_uniform: this share of the samples is drawn by class and not by image: a class, each as often, and a
     place where it is, which the crop covers.
     """
@@ -140,6 +141,7 @@ class Augmentation(Section):
     mirror: bool = True
     blur: tuple[float, float] | None = None
     colour: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    salt_and_pepper: float = Field(default=0.0, ge=0, le=1)
     class_uniform: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -149,6 +151,29 @@ class Augmentation(Section):
                 raise ValueError(f"{name} is {list(pair)}: the least and the most, above 0 and below 100")
         if not all(0 <= value <= 1 for value in self.colour) or self.colour[3] > 0.5:
             raise ValueError(f"colour is {list(self.colour)}: each 0 to 1, the hue's to 0.5")
+        return self
+
+
+class SamplingConfig(Section):
+    """Adaptive downsampling ("Learning Downsampling Near Semantic Boundaries").
+
+    `size`: h x w points at which each crop and its label map are sampled, and whole frames in evaluation;
+    without it they are as they are. `auxiliary`: the weights of a downsampler that says where, as for
+    `model.weights`; without them at a uniform grid. Of a downsampler's own training `smoothness` is lambda of
+    Eq. 2, and `target_classes` are those whose boundaries count, all if none is named.
+    """
+
+    size: tuple[int, int] | None = None
+    auxiliary: str | Path | None = None
+    smoothness: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    target_classes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SamplingConfig":
+        if self.size is not None and min(self.size) < 2:
+            raise ValueError(f"size is {list(self.size)}: at least 2 points a side")
+        if self.auxiliary is not None and self.size is None:
+            raise ValueError(f"auxiliary is '{self.auxiliary}': of a training with a size")
         return self
 
 
@@ -172,6 +197,7 @@ class TrainingConfig(Section):
     model: ModelConfig
     data: DataConfig
     augmentation: Augmentation = Augmentation()
+    sampling: SamplingConfig = SamplingConfig()
     parallel: ParallelConfig = ParallelConfig()
     out: str
     steps: int = Field(gt=0)
@@ -216,6 +242,7 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"loss_stride is {self.loss_stride}: only FCN32s and FCN8s have one, not {self.model.name}"
             )
+        self._check_sampling()
         if (split := self.parallel.split) > 1:
             if "phases" not in options:
                 raise ValueError(f"parallel.split is {split}: only an SMP splits, not {self.model.name}")
@@ -239,6 +266,24 @@ class TrainingConfig(Section):
                 " neither"
             )
         return self
+
+    def _check_sampling(self) -> None:
+        name, sampling = self.model.name, self.sampling
+        if CATALOGUE[name].segments:
+            if sampling.smoothness != 1 or sampling.target_classes:
+                raise ValueError(
+                    f"sampling.smoothness is {sampling.smoothness}, target_classes are "
+                    f"{list(sampling.target_classes)}: of a downsampler's training, not of {name}'s"
+                )
+        elif sampling.size is not None:
+            raise ValueError(f"sampling.size is {list(sampling.size)}: {name} samples nothing, it says where")
+        known = self.data.known()
+        for target in sampling.target_classes:
+            if target not in known.classes:
+                raise ValueError(
+                    f"sampling.target_classes: '{target}' is no class of {known.name}: "
+                    + ", ".join(known.classes)
+                )
 
     def worker_counts(self) -> list[int]:
         """The numbers of workers that `parallel` allows and that divide a batch, from the least to the most.
@@ -271,6 +316,10 @@ class TrainingConfig(Section):
         said = self.model_dump(mode="json", exclude=free)
         if self.model.like is None:
             del said["model"]["like"]  # as before there was such a field
+        if self.sampling == SamplingConfig():
+            del said["sampling"]
+        if self.augmentation.salt_and_pepper == 0:
+            del said["augmentation"]["salt_and_pepper"]
         return json.dumps({**said, "data": data}, sort_keys=True)
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fullres.models.catalogue import CATALOGUE, normalisation
+from fullres.models.downsampler import Downsampler
 from fullres.ops.normalisation import normalise
 from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.predict.sampler import load_downsampler, sampler_of
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.network import initial_network
@@ -68,11 +70,16 @@ def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head:
     start = config.model
     if begun:
         start = start.model_copy(update={"weights": None, "backbone_weights": None})
+    if config.sampling.auxiliary is not None:
+        load_downsampler(str(config.sampling.auxiliary), torch.device("cpu"))  # before any work
     torch.manual_seed(config.seed)
     network = initial_network(start, len(known.classes), drop_head)
     options = CATALOGUE[config.model.name].training_options
     for option in options:
         setattr(network, option, getattr(config, option))
+    if isinstance(network, Downsampler):
+        network.smoothness = config.sampling.smoothness
+        network.target_classes = tuple(known.classes.index(name) for name in config.sampling.target_classes)
     freeze(config, network)
     by_block = config.activation_checkpointing and "activation_checkpointing" not in options
     return SegmentationLoss(
@@ -88,10 +95,15 @@ def begin_part(config: TrainingConfig, number: int, index: int) -> None:
 
 
 def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images, normalised, and labels of a part of a step's batch, as an objective takes them."""
+    """Images, normalised, and labels of a part of a step's batch, as an objective takes them: sampled if the
+    configuration says so."""
     part = batch.part(index, config.accumulation)
-    images = normalise(part.images.to(device), torch.float32, normalisation(config.model.like))
-    return images, part.labels.to(device).long()
+    images, labels = part.images.to(device), part.labels.to(device)
+    if config.sampling.size is not None:
+        sampler = sampler_of(config.sampling.size, config.sampling.auxiliary, device)
+        images, labels = sampler.both(images, labels)
+    images = normalise(images, torch.float32, normalisation(config.model.like))
+    return images, labels.long()
 
 
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch, scale: LossScale) -> None:

@@ -173,7 +173,7 @@ def _evaluate(
 ) -> None:
     """The mean IoU goes into `course`; where none was better, the step too."""
     precision: Precision = "bf16" if config.precision == "bf16" else "fp32"
-    found, picture = score(engine.network(), validation, engine, precision)
+    found, picture = score(engine.network(), validation, engine, precision, config.sampling)
     course.mean_iou = found.mean_iou
     if course.best is None or found.mean_iou > course.best:
         course.best, course.best_step = found.mean_iou, done

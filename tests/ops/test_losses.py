@@ -11,8 +11,10 @@ from fullres.ops.losses import (
     class_probability_kl,
     cross_entropy,
     ohem_cross_entropy,
+    sampling_energy,
     sampling_tensor_loss,
 )
+from fullres.ops.sampling_solve import solve
 from tests.ops.batches import IGNORE, K, batch
 
 torch.set_num_threads(1)
@@ -292,3 +294,28 @@ def test_sampling_tensors_are_a_sum_over_the_grid():
         lambda x: sampling_tensor_loss(x, target[:, :2]), prediction[:, :2].requires_grad_()
     )
     assert sampling_tensor_loss(prediction.bfloat16(), target.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("smoothness", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("grid", [(2, 2), (3, 5), (8, 8)])
+def test_sampling_energy(grid, smoothness):
+    """Written out pair by pair; and its minimum under the constraints is the sampling tensor."""
+    rng = np.random.default_rng(0)
+    h, w = grid
+    phi, nearest = rng.random((2, 3, h, w, 2))
+    expected = 0.0
+    for n, i, j in np.ndindex(3, h, w):
+        expected += ((phi[n, i, j] - nearest[n, i, j]) ** 2).sum()
+        for y, x in ((i + 1, j), (i, j + 1)):
+            if y < h and x < w:
+                expected += smoothness * ((phi[n, i, j] - phi[n, y, x]) ** 2).sum()
+    found = sampling_energy(torch.from_numpy(phi), torch.from_numpy(nearest), smoothness)
+    torch.testing.assert_close(found.item(), expected / 3)
+    best = torch.from_numpy(solve(nearest, smoothness)).requires_grad_()
+    least = sampling_energy(best, torch.from_numpy(nearest), smoothness)
+    least.backward()
+    free = torch.ones(h, w, 2, dtype=torch.bool)
+    free[[0, -1], :, 0] = free[:, [0, -1], 1] = False
+    assert not (best.grad[:, free].abs() > 1e-12).any()
+    phi[:, 0, :, 0], phi[:, -1, :, 0], phi[:, :, 0, 1], phi[:, :, -1, 1] = 0, 1, 0, 1
+    assert sampling_energy(torch.from_numpy(phi), torch.from_numpy(nearest), smoothness) >= least

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullres.ops.resample import bilinear_reads, bilinear_window
+from fullres.ops.resample import area_resize, bilinear_reads, bilinear_window
 
 torch.set_num_threads(1)
 
@@ -52,3 +52,16 @@ def test_keeps_the_type(dtype):
     torch.testing.assert_close(
         window.float(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05
     )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 13), st.integers(1, 9), st.integers(1, 9), st.integers(1, 7))
+def test_areas_are_means_over_what_pixels_cover(height, width, h, w):
+    image = torch.randn(1, 2, height, width, dtype=torch.float64)
+    found = area_resize(image, (h, w))
+    # In units in which both sizes are whole numbers, each pixel is many equal ones.
+    fine = image.repeat_interleave(h, 2).repeat_interleave(w, 3)
+    expected = fine.unfold(2, height, height).unfold(3, width, width).mean((4, 5))
+    torch.testing.assert_close(found, expected)
+    if (h, w) == (height, width):
+        assert torch.equal(found, image)

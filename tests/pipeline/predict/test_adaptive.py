@@ -1,0 +1,149 @@
+"""Labelling from a few points, step by step beside the engine that does it."""
+
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fullres.models.downsampler import Downsampler
+from fullres.models.weights import WeightsError, WeightsInfo, save_weights
+from fullres.ops.interpolate import interpolate_labels, interpolate_scores
+from fullres.ops.normalisation import normalise
+from fullres.ops.sampling import resize_tensor
+from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
+from fullres.pipeline.datasets import dataset
+from fullres.pipeline.predict.adaptive import Adaptive
+from fullres.pipeline.predict.engines import Resources, label_image
+from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_of
+from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.scenes import render_scene
+from tests.models import base
+from tests.networks import narrow, random_image
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+ONE = Resources(1, 1 << 30, "fp32", "cpu")
+
+
+def downsampler(grid=8):
+    return base.as_if_trained(lambda: Downsampler(grid, 8)).eval()
+
+
+def labelled(network, sampler, image, scores=False):
+    engine = Adaptive(network, sampler)
+    return label_image(engine, engine.predictor(CPU, "fp32"), image, ONE, scores)
+
+
+def by_hand(network, where, size, image):
+    """Classes and logits of every pixel, by the functions that the paper's steps are."""
+    height, width, _ = image.shape
+    if where is None:
+        phi = uniform_tensor(*size)
+    else:
+        small = where.small
+        reduced = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+        with torch.no_grad():
+            phi = where(normalise(torch.from_numpy(reduced)[None], torch.float32))[0].numpy()
+        phi = resize_tensor(phi, size)
+    phi = phi.astype(np.float32)
+    points = np.float64(phi) * (height - 1, width - 1)
+    rows, columns = np.rint(points).astype(int).transpose(2, 0, 1)
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last)  # as the engine has it, to the bit
+    with torch.no_grad():
+        logits = network(normalise(torch.from_numpy(image[rows, columns])[None], torch.float32))[0].numpy()
+    return interpolate_labels(logits, phi, (height, width)), interpolate_scores(logits, phi, (height, width))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize(
+    ("size", "points"), [((97, 131), (64, 64)), ((64, 200), (33, 70)), ((300, 40), (32, 32))]
+)
+@pytest.mark.parametrize("name", ["unet", "pspnet50"])
+def test_is_what_its_steps_are(name, size, points, adaptive):
+    network, image = narrow(name), random_image(*size)
+    where = downsampler() if adaptive else None
+    classes, scores = by_hand(network, where, points, image)
+    sampler = Sampler(points, where)
+    assert np.array_equal(labelled(network, sampler, image), classes)
+    assert np.array_equal(labelled(network, sampler, image, scores=True), scores)
+    assert classes.shape == size
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (7, 5), (33, 31)])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_images_smaller_than_what_is_read(size, adaptive):
+    sampler = Sampler((32, 32), downsampler() if adaptive else None)
+    assert labelled(narrow("unet"), sampler, random_image(*size)).shape == size
+
+
+def test_the_small_image_is_a_mean_as_in_training():
+    """To the rounding of its pixels to whole numbers, half of one in 255."""
+    where, image = downsampler(), random_image(200, 320)
+    sampler = Sampler((8, 8), where)
+    images = torch.from_numpy(image)[None]
+    one = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    with torch.no_grad():
+        exact = where(normalise(images, torch.float32))[0].numpy()
+        rounded = where(normalise(torch.from_numpy(one)[None], torch.float32))[0].numpy()
+    assert np.array_equal(sampler.at(image), rounded)
+    assert np.abs(exact - rounded).max() < 0.02
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_batches_are_sampled_where_images_are(adaptive):
+    sampler = Sampler((16, 24), downsampler() if adaptive else None)
+    images = [random_image(32, 32, seed) for seed in (1, 2)]  # no small image, so that nothing is rounded
+    labels = [np.random.default_rng(i).integers(0, 5, (32, 32), np.uint8) for i in (1, 2)]
+    batch = [torch.from_numpy(np.stack(x)) for x in (images, labels)]
+    sampled, classes = sampler.both(*batch)
+    assert (sampled.shape, classes.shape) == ((2, 16, 24, 3), (2, 16, 24))
+    for i in (0, 1):
+        phi = np.float64(sampler.at(images[i]))
+        rows, columns = (np.rint(phi[..., a] * 31).astype(int) for a in (0, 1))
+        assert np.array_equal(sampled[i], images[i][rows, columns])
+        assert np.array_equal(classes[i], labels[i][rows, columns])
+
+
+def test_more_of_the_truth_is_left_near_boundaries():
+    kept = {"uniform": 0, "adaptive": 0}
+    for seed in range(6):
+        _, labels = render_scene(seed, 128, 192)
+        counted = labels != 255
+        tensors = {"uniform": uniform_tensor(32, 32), "adaptive": sampling_tensor(labels, (32, 32), 0.1)}
+        for name, phi in tensors.items():
+            back = sampled_and_back(labels, phi, len(dataset("scenes").classes))
+            kept[name] += (back == labels)[counted].sum()
+    assert kept["adaptive"] > kept["uniform"]
+
+
+def test_a_point_without_a_class_says_nothing():
+    labels = np.full((9, 9), 255, np.uint8)
+    labels[:, 5:] = 3
+    assert (sampled_and_back(labels, uniform_tensor(9, 9), 5)[:, 5:] == 3).all()
+
+
+def test_plans_count_both_networks_and_keep_the_budget():
+    network, where = narrow("unet"), downsampler()
+    uniform = Adaptive(network, Sampler((64, 64))).plan((500, 800), ONE, False)
+    adaptive = Adaptive(network, Sampler((64, 64), where)).plan((500, 800), ONE, False)
+    assert adaptive.grains[0].macs > uniform.grains[0].macs > 0
+    tiny = Adaptive(network, Sampler((64, 64), where)).plan((9, 9), ONE, True)
+    assert tiny.grains[0].macs == adaptive.grains[0].macs
+    little = Resources(1, 1 << 20, "fp32", "cpu")
+    with pytest.raises(BudgetError, match=r"budget is 1 MiB: at least \d+ MiB needed for 96x64 points"):
+        Adaptive(network, Sampler((64, 96))).plan((500, 800), little, False)
+
+
+def test_weights_of_something_else(tmp_path):
+    path = tmp_path / "unet.safetensors"
+    save_weights(narrow("unet"), path, WeightsInfo("unet", 1 / 16, 5))
+    with pytest.raises(WeightsError, match=r"unet\.safetensors: of a network that labels images, not of a d"):
+        sampler_of((8, 8), path, CPU)
+    torch.save(narrow("unet").state_dict(), tmp_path / "unet.pth")
+    with pytest.raises(WeightsError, match=r"unet\.pth: they do not say that they are a downsampler's$"):
+        sampler_of((8, 8), tmp_path / "unet.pth", CPU)
+    with pytest.raises(WeightsError, match="no such file"):
+        sampler_of((8, 8), tmp_path / "none.pth", CPU)
