@@ -1,6 +1,7 @@
 """`fullres evaluate`: predictions against labels, as a table and as JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.jobs.common import clear_errors, console, known_dataset, print_table
+from fullres.jobs.common import clear_errors, console, known_dataset, parse_target_classes, print_table
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -25,6 +26,13 @@ def evaluate(
     classes: Annotated[
         int | None, typer.Option(min=1, max=MAX_CLASSES, help="How many classes a folder's label maps have.")
     ] = None,
+    target_classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose mean IoU is given apart: names with commas between, or all. The data set's by "
+            "default."
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores and confusion matrix here.")
     ] = None,
@@ -35,6 +43,7 @@ def evaluate(
     """
     with clear_errors():
         known = known_dataset(dataset_name, classes)
+        known = replace(known, target_classes=parse_target_classes(target_classes, known))
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("frames")
             evaluation = score_folders(
@@ -49,16 +58,20 @@ def evaluate(
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """The scores in percent, one class a row; small and thin classes are marked."""
+    """The scores in percent, one class a row; small and thin classes are marked, target classes too."""
     known = evaluation.dataset
-    table = Table(title=f"{known.name}, {evaluation.images} images", caption="* small and thin")
+    caption = "* small and thin" + ", ! target class" * bool(known.target_classes)
+    table = Table(title=f"{known.name}, {evaluation.images} images", caption=caption)
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, score in zip(known.classes, evaluation.class_iou, strict=True):
-        table.add_row(f"{name} *" if name in known.small_thin else name, _percent(score))
+        marks = " *" * (name in known.small_thin) + " !" * (name in known.target_classes)
+        table.add_row(name + marks, _percent(score))
     table.add_section()
     table.add_row("mean IoU", _percent(evaluation.mean_iou))
     table.add_row("small-and-thin mean", _percent(evaluation.small_thin_iou))
+    if known.target_classes:
+        table.add_row("target-class mean", _percent(evaluation.target_iou))
     table.add_row("pixel accuracy", _percent(evaluation.pixel_accuracy))
     return table
 

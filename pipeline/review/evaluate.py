@@ -42,6 +42,12 @@ class Evaluation:
         return metrics.mean_score(self.class_iou, self.dataset.small_thin_ids)
 
     @property
+    def target_iou(self) -> float:
+        """Mean IoU over the data set's target classes, over all where it names none ("Learning Downsampling
+        Near Semantic Boundaries", Sec. 4.2, Table 2)."""
+        return metrics.mean_score(self.class_iou, self.dataset.target_ids)
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of pixels whose class is right."""
         return metrics.pixel_accuracy(self.confusion)
@@ -62,6 +68,8 @@ class Evaluation:
             "images": self.images,
             "mean_iou": plain(self.mean_iou),
             "small_thin_iou": plain(self.small_thin_iou),
+            "target_classes": list(self.dataset.target_classes or self.dataset.classes),
+            "target_iou": plain(self.target_iou),
             "pixel_accuracy": plain(self.pixel_accuracy),
             "mean_accuracy": plain(self.mean_accuracy),
             "class_iou": dict(zip(self.dataset.classes, map(plain, self.class_iou), strict=True)),

@@ -24,10 +24,18 @@ def run(tmp_path):
     return invoke
 
 
+def rows_of(result):
+    """The cells of each line of the tables."""
+    assert result.exit_code == 0, result.output
+    return [
+        [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+        for line in result.stdout.splitlines()
+    ]
+
+
 def test_table_and_json(run, tmp_path):
     result = run("--dataset", "camvid", "--json", str(tmp_path / "out/scores.json"))
-    assert result.exit_code == 0, result.output
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
+    rows = rows_of(result)
     for row in (
         ["sky", "100.0"],
         ["pole *", "50.0"],
@@ -41,6 +49,41 @@ def test_table_and_json(run, tmp_path):
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["mean_iou"] == 0.5
     assert scores["images"] == 2
+
+
+def test_target_classes(run, tmp_path):
+    asked = ("--dataset", "camvid", "--json", str(tmp_path / "scores.json"))
+    rows = rows_of(run(*asked, "--target-classes", "pole, road,pole"))
+    for row in (["pole * !", "50.0"], ["road !", "0.0"], ["sky", "100.0"], ["target-class mean", "25.0"]):
+        assert row in rows
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["target_classes"], scores["target_iou"]) == (["pole", "road"], 0.25)
+
+    result = run(*asked, "--target-classes", "all")
+    assert "target" not in result.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["target_iou"] == 0.5
+
+
+def test_a_data_set_has_target_classes_of_its_own(tmp_path, run):
+    for folder in ("gt", "pred"):
+        for name in ("1", "2"):
+            (tmp_path / f"{folder}/{name}.png").unlink()
+    write_png(tmp_path / "gt/x_bin.png", np.uint8([[33, 36, 49, 17]]))  # car, person, road, sky
+    write_png(tmp_path / "pred/x.png", np.uint8([[1, 4, 0, 0]]))
+    rows = rows_of(run("--dataset", "apolloscape"))
+    assert ["car !", "100.0"] in rows
+    assert ["person * !", "100.0"] in rows
+    assert ["target-class mean", "100.0"] in rows
+    assert ["mean IoU", "62.5"] in rows
+
+
+@pytest.mark.parametrize("text", ["pole,tram", "pole,", ""])
+def test_unknown_target_classes(run, text):
+    result = run("--dataset", "camvid", "--target-classes", text)
+    assert result.exit_code == 2
+    name = text.rpartition(",")[2]
+    assert f"error: --target-classes: '{name}' is no class of camvid: sky, building, pole," in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_unknown_data_set(run):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,21 @@ def test_sums_the_frames(folders):
         sum(v for v in plain["class_iou"].values() if v is not None) / 4
     )
     assert plain["confusion"] == expected.tolist()
+
+
+def test_the_mean_over_target_classes(folders):
+    pred, gt, _ = folders
+    known = replace(dataset("scenes"), target_classes=("pole", "bus", "sidewalk"))
+    plain = evaluate(pred, gt, known).to_json()
+    assert plain["target_classes"] == ["pole", "bus", "sidewalk"]
+    present = [plain["class_iou"][name] for name in ("pole", "sidewalk")]
+    assert plain["target_iou"] == pytest.approx(sum(present) / 2)
+
+    none_named = evaluate(pred, gt, dataset("scenes"))
+    assert none_named.target_iou == none_named.mean_iou
+    assert none_named.to_json()["target_classes"] == list(dataset("scenes").classes)
+    no_pixel = evaluate(pred, gt, replace(known, target_classes=("bus",)))
+    assert no_pixel.to_json()["target_iou"] is None
 
 
 def test_a_picture_is_one_of_an_image_that_is_there(tmp_path):
