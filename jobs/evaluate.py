@@ -1,6 +1,7 @@
 """`fullres evaluate`: predictions against labels, as a table and as JSON."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,15 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from fullres.jobs.common import clear_errors, console, known_dataset, parse_target_classes, print_table
+from fullres.jobs.common import (
+    clear_errors,
+    console,
+    fail,
+    known_dataset,
+    parse_target_classes,
+    print_table,
+)
+from fullres.ops.boundary import check_widths
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.datasets import DATASETS
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -33,6 +42,13 @@ def evaluate(
             "default."
         ),
     ] = None,
+    trimap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHS",
+            help="Accuracy and mean IoU also within so many pixels of the truth's boundaries: 1,2,4,8,16.",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores and confusion matrix here.")
     ] = None,
@@ -41,6 +57,7 @@ def evaluate(
 
     Every prediction needs a label and every label a prediction; files are matched by relative path and name.
     """
+    widths = _widths(trimap)
     with clear_errors():
         known = known_dataset(dataset_name, classes)
         known = replace(known, target_classes=parse_target_classes(target_classes, known))
@@ -51,10 +68,13 @@ def evaluate(
                 label_dir,
                 known,
                 lambda done, total: bar.update(task, completed=done, total=total),
+                widths,
             )
         if json_file:
             write_bytes_atomically(json_file, json.dumps(evaluation.to_json(), indent=1).encode())
     print_table(score_table(evaluation))
+    if evaluation.trimap:
+        print_table(trimap_table(evaluation))
 
 
 def score_table(evaluation: Evaluation) -> Table:
@@ -74,6 +94,29 @@ def score_table(evaluation: Evaluation) -> Table:
         table.add_row("target-class mean", _percent(evaluation.target_iou))
     table.add_row("pixel accuracy", _percent(evaluation.pixel_accuracy))
     return table
+
+
+def trimap_table(evaluation: Evaluation) -> Table:
+    """The scores near boundaries, a band a row."""
+    table = Table(title="near boundaries", caption="width: pixels on each side")
+    for name in ("width", "pixels", "accuracy %", "mean IoU %"):
+        table.add_column(name, justify="right")
+    for band in evaluation.trimap:
+        table.add_row(str(band.width), f"{band.pixels:,}", _percent(band.accuracy), _percent(band.mean_iou))
+    return table
+
+
+def _widths(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        fail(f"--trimap is '{text}': whole numbers of pixels with commas between, e.g. 1,2,4,8,16")
+    widths = tuple(map(int, text.split(",")))
+    try:
+        check_widths(widths)
+    except ValueError as error:
+        fail(f"--trimap: {error}")
+    return widths
 
 
 def _percent(score: float) -> str:

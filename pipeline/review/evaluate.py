@@ -1,7 +1,7 @@
 """Compare a folder of predictions with a folder of labels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +11,36 @@ from typing import Any
 import numpy as np
 
 from fullres.ops import metrics
+from fullres.ops.boundary import check_widths
 from fullres.pipeline.data.files import files_below
 from fullres.pipeline.data.images import ImageError, read_labels
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
 from fullres.pipeline.predict.outputs import is_picture
+
+
+@dataclass(frozen=True)
+class Band:
+    """Scores of the pixels near boundaries ("Learning Downsampling Near Semantic Boundaries", Sec. 4.3); what
+    a band is, `ops.boundary.trimap_rings` and `ops.metrics.trimap_confusions` say."""
+
+    width: int  # pixels on each side of a boundary
+    confusion: np.ndarray  # KxK int64, rows are the truth
+
+    @property
+    def pixels(self) -> int:
+        """How many count."""
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of them whose class is right, nan without any."""
+        return metrics.pixel_accuracy(self.confusion)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes present in the band, of which the set's pixels are summed; or nan."""
+        return metrics.mean_score(metrics.class_iou(self.confusion))
 
 
 @dataclass(frozen=True)
@@ -25,6 +50,7 @@ class Evaluation:
     dataset: Dataset
     images: int
     confusion: np.ndarray  # KxK int64, rows are the truth
+    trimap: tuple[Band, ...] = ()  # narrowest first; none where none was asked for
 
     @cached_property
     def class_iou(self) -> np.ndarray:
@@ -59,20 +85,25 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values; nan becomes None, which JSON knows."""
-
-        def plain(score: float) -> float | None:
-            return None if math.isnan(score) else float(score)
-
         return {
             "dataset": self.dataset.name,
             "images": self.images,
-            "mean_iou": plain(self.mean_iou),
-            "small_thin_iou": plain(self.small_thin_iou),
+            "mean_iou": _plain(self.mean_iou),
+            "small_thin_iou": _plain(self.small_thin_iou),
             "target_classes": list(self.dataset.target_classes or self.dataset.classes),
-            "target_iou": plain(self.target_iou),
-            "pixel_accuracy": plain(self.pixel_accuracy),
-            "mean_accuracy": plain(self.mean_accuracy),
-            "class_iou": dict(zip(self.dataset.classes, map(plain, self.class_iou), strict=True)),
+            "target_iou": _plain(self.target_iou),
+            "pixel_accuracy": _plain(self.pixel_accuracy),
+            "mean_accuracy": _plain(self.mean_accuracy),
+            "class_iou": dict(zip(self.dataset.classes, map(_plain, self.class_iou), strict=True)),
+            "trimap": [
+                {
+                    "width": band.width,
+                    "pixels": band.pixels,
+                    "accuracy": _plain(band.accuracy),
+                    "mean_iou": _plain(band.mean_iou),
+                }
+                for band in self.trimap
+            ],
             "confusion": self.confusion.tolist(),
         }
 
@@ -82,6 +113,7 @@ def evaluate(
     label_dir: str | Path,
     dataset: Dataset,
     progress: Callable[[int, int], None] | None = None,
+    trimap: Sequence[int] = (),
 ) -> Evaluation:
     """Score the class-id PNG files in `pred_dir` against the label files in `label_dir`.
 
@@ -91,29 +123,35 @@ def evaluate(
 
     Args:
         progress: called with (frames done, frames in all) after each frame.
+        trimap: widths of bands around boundaries whose pixels are scored apart, increasing, in pixels.
 
     Raises:
+        ValueError: widths that don't increase from 1 on.
         FilesError: a folder without files, predictions without label or labels without prediction;
             or, of all frames, those unreadable, of unequal size or with ids that don't belong.
     """
+    check_widths(trimap)
     pairs = match(pred_dir, label_dir, dataset)
-    confusion = np.zeros((len(dataset.classes),) * 2, np.int64)
+    classes = len(dataset.classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    bands = np.zeros((len(trimap), classes, classes), np.int64)
     problems = []
 
-    def score(pair: tuple[Path, Path]) -> np.ndarray | str:
-        return _score(*pair, dataset)
+    def score(pair: tuple[Path, Path]) -> _Counts | str:
+        return _score(*pair, dataset, trimap)
 
     with ThreadPoolExecutor() as threads:
         for done, result in enumerate(threads.map(score, pairs), 1):
             if isinstance(result, str):
                 problems.append(result)
             else:
-                confusion += result
+                confusion += result.confusion
+                bands += result.bands
             if progress:
                 progress(done, len(pairs))
     if problems:
         raise FilesError(f"{len(problems)} of {len(pairs)} frames can't be scored:", problems)
-    return Evaluation(dataset, len(pairs), confusion)
+    return Evaluation(dataset, len(pairs), confusion, tuple(map(Band, trimap, bands)))
 
 
 def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list[tuple[Path, Path]]:
@@ -128,8 +166,16 @@ def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list
     return pair_with_labels(predictions, Path(label_dir), dataset, "prediction")
 
 
-def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | str:
-    """The confusion of one frame, or in one line why there is none."""
+@dataclass(frozen=True)
+class _Counts:
+    """What is counted in one frame: the confusion, and that in each band."""
+
+    confusion: np.ndarray
+    bands: np.ndarray
+
+
+def _score(pred_path: Path, label_path: Path, dataset: Dataset, trimap: Sequence[int]) -> _Counts | str:
+    """The counts of one frame, or in one line why there are none."""
     try:
         prediction = read_labels(pred_path)
         label = dataset.read(label_path)
@@ -138,7 +184,13 @@ def _score(pred_path: Path, label_path: Path, dataset: Dataset) -> np.ndarray | 
     if prediction.shape != label.shape:
         sizes = " but ".join(f"{width}x{height}" for height, width in (prediction.shape, label.shape))
         return f"{pred_path}: size {sizes} in {label_path}"
+    classes, ignored = len(dataset.classes), dataset.ignore_index
     try:
-        return metrics.confusion_matrix(prediction, label, len(dataset.classes), dataset.ignore_index)
+        confusion = metrics.confusion_matrix(prediction, label, classes, ignored)
     except ValueError as error:
         return f"{pred_path}: {error}"
+    return _Counts(confusion, metrics.trimap_confusions(prediction, label, trimap, classes, ignored))
+
+
+def _plain(score: float) -> float | None:
+    return None if math.isnan(score) else float(score)

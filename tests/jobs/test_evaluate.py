@@ -86,6 +86,37 @@ def test_unknown_target_classes(run, text):
     assert "Traceback" not in result.stderr
 
 
+def test_trimap(run, tmp_path):
+    """In a band of one pixel the whole row counts, but for class 11, which CamVid ignores."""
+    rows = rows_of(run("--dataset", "camvid", "--trimap", "1,16", "--json", str(tmp_path / "scores.json")))
+    assert ["width", "pixels", "accuracy %", "mean IoU %"] in rows
+    assert ["1", "6", "66.7", "50.0"] in rows
+    assert ["16", "6", "66.7", "50.0"] in rows
+    bands = json.loads((tmp_path / "scores.json").read_text())["trimap"]
+    assert [(band["width"], band["pixels"], band["mean_iou"]) for band in bands] == [
+        (1, 6, 0.5),
+        (16, 6, 0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,x", "--trimap is '1,x': whole numbers of pixels with commas between, e.g. 1,2,4,8,16"),
+        ("", "--trimap is '': whole numbers"),
+        ("2.5", "--trimap is '2.5': whole numbers"),
+        ("4,2", "--trimap: widths are 4,2: 1 to 10000 pixels, each wider than the one before"),
+        ("0", "--trimap: widths are 0: 1 to 10000 pixels"),
+        ("2,2", "--trimap: widths are 2,2: 1 to 10000 pixels"),
+        ("1,10001", "--trimap: widths are 1,10001: 1 to 10000 pixels"),
+    ],
+)
+def test_widths_that_are_none(run, text, message):
+    result = run("--dataset", "camvid", "--trimap", text)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
+
+
 def test_unknown_data_set(run):
     result = run("--dataset", "kitti")
     assert result.exit_code == 2

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fullres.ops.metrics import confusion_matrix
+from fullres.ops.metrics import class_iou, confusion_matrix, mean_score, trimap_confusions
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.datasets.pairs import FilesError
@@ -62,6 +62,37 @@ def test_the_mean_over_target_classes(folders):
     assert none_named.to_json()["target_classes"] == list(dataset("scenes").classes)
     no_pixel = evaluate(pred, gt, replace(known, target_classes=("bus",)))
     assert no_pixel.to_json()["target_iou"] is None
+
+
+def test_bands_are_summed_over_the_frames(folders):
+    pred, gt, arrays = folders
+    result = evaluate(pred, gt, dataset("scenes"), trimap=[1, 3])
+    expected = sum(trimap_confusions(p, t, [1, 3], 19) for p, t in arrays.values())
+    assert [band.width for band in result.trimap] == [1, 3]
+    for band, counts, plain in zip(result.trimap, expected, result.to_json()["trimap"], strict=True):
+        np.testing.assert_array_equal(band.confusion, counts)
+        assert plain == {
+            "width": band.width,
+            "pixels": counts.sum(),
+            "accuracy": pytest.approx(np.trace(counts) / counts.sum()),
+            "mean_iou": pytest.approx(mean_score(class_iou(counts))),
+        }
+    np.testing.assert_array_equal(result.confusion, evaluate(pred, gt, dataset("scenes")).confusion)
+    assert evaluate(pred, gt, dataset("scenes")).to_json()["trimap"] == []
+
+
+@pytest.mark.parametrize("value", [3, 255])
+def test_bands_without_a_boundary(tmp_path, value):
+    """One class, or no pixel that counts."""
+    write_png(tmp_path / "gt/1.png", np.full((3, 5), value, np.uint8))
+    write_png(tmp_path / "pred/1.png", np.zeros((3, 5), np.uint8))
+    plain = evaluate(tmp_path / "pred", tmp_path / "gt", dataset("scenes"), trimap=[2]).to_json()
+    assert plain["trimap"] == [{"width": 2, "pixels": 0, "accuracy": None, "mean_iou": None}]
+
+
+def test_widths_that_are_none(folders):
+    with pytest.raises(ValueError, match="widths are 2,1: 1 to 10000 pixels, each wider than the one before"):
+        evaluate(*folders[:2], dataset("scenes"), trimap=[2, 1])
 
 
 def test_a_picture_is_one_of_an_image_that_is_there(tmp_path):
