@@ -49,7 +49,8 @@ def trimap_rings(boundary: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
     A band (trimap) of width w holds the pixels less than w from the nearest boundary pixel. Distances are
     Euclidean, between the centres of pixels, and exact. Boundary pixels lie on both sides of an edge, so a
-    band has w pixels on each side of a straight edge, and that of width 1 is the boundary map itself.
+    band has w pixels on each side of a straight edge, and that of width 1 is the boundary map itself. The
+    paper leaves open whether its widths are of one side or of both.
 
     Args:
         widths: in pixels, increasing. Time grows with the widest one.

@@ -55,8 +55,8 @@ def trimap_confusions(
     ("Learning Downsampling Near Semantic Boundaries", Sec. 4.3).
 
     What a band is, `trimap_rings` says, and what a boundary, `boundary_map`: of all classes, and a border to
-    ignored pixels is one too. In data sets such as VOC, of which trimaps come, a strip of ignored pixels lies
-    along every object, and it is the boundary. The ignored pixels themselves do not count.
+    ignored pixels is one too. In VOC, which is commonly measured so, a strip of ignored pixels lies along
+    every object, and it is the boundary. The ignored pixels themselves do not count.
 
     Args:
         prediction, label: HxW uint8, as in `confusion_matrix`.

@@ -1,9 +1,9 @@
 """Compare a folder of predictions with a folder of labels."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import numpy as np
 
 from fullres.ops import metrics
 from fullres.ops.boundary import check_widths
+from fullres.ops.objects import Objects, SizeBin, check_bins, connected_objects, found_objects, joined
 from fullres.pipeline.data.files import files_below
 from fullres.pipeline.data.images import ImageError, read_labels
 from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.datasets.instances import instance_maps, read_objects
 from fullres.pipeline.datasets.pairs import FilesError, pair_with_labels
 from fullres.pipeline.predict.outputs import is_picture
 
@@ -44,6 +46,28 @@ class Band:
 
 
 @dataclass(frozen=True)
+class ObjectRecall:
+    """How much of objects of several sizes was found ("Learning Downsampling Near Semantic Boundaries",
+    Sec. 4.4, Fig. 12 and 14); `ops.objects.Objects.bins` says how they are sorted."""
+
+    annotated: bool  # in instance maps; else the objects are connected pieces of a class
+    all: tuple[SizeBin, ...]  # objects of all classes together, smallest first
+    by_class: Mapping[str, tuple[SizeBin, ...]]  # of each class that has objects
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Evaluation.to_json`."""
+
+        def plain(bins: tuple[SizeBin, ...]) -> list[dict[str, Any]]:
+            return [{**asdict(one), "recall": _plain(one.recall)} for one in bins]
+
+        return {
+            "objects": "instance maps" if self.annotated else "connected pieces",
+            "all": plain(self.all),
+            "classes": {name: plain(bins) for name, bins in self.by_class.items()},
+        }
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Scores over a set of images; fractions in [0, 1], nan where nothing was counted."""
 
@@ -51,6 +75,7 @@ class Evaluation:
     images: int
     confusion: np.ndarray  # KxK int64, rows are the truth
     trimap: tuple[Band, ...] = ()  # narrowest first; none where none was asked for
+    by_size: ObjectRecall | None = None  # where it was asked for
 
     @cached_property
     def class_iou(self) -> np.ndarray:
@@ -104,6 +129,7 @@ class Evaluation:
                 }
                 for band in self.trimap
             ],
+            "by_size": self.by_size and self.by_size.to_json(),
             "confusion": self.confusion.tolist(),
         }
 
@@ -114,6 +140,7 @@ def evaluate(
     dataset: Dataset,
     progress: Callable[[int, int], None] | None = None,
     trimap: Sequence[int] = (),
+    by_size: int | None = None,
 ) -> Evaluation:
     """Score the class-id PNG files in `pred_dir` against the label files in `label_dir`.
 
@@ -124,34 +151,47 @@ def evaluate(
     Args:
         progress: called with (frames done, frames in all) after each frame.
         trimap: widths of bands around boundaries whose pixels are scored apart, increasing, in pixels.
+        by_size: in how many bins by area the target classes' objects are counted, 1 or more. They are those
+            of the data set's instance maps where they lie beside the label files, else connected pieces of
+            a class.
 
     Raises:
-        ValueError: widths that don't increase from 1 on.
+        ValueError: widths that don't increase from 1 on; less than one bin.
         FilesError: a folder without files, predictions without label or labels without prediction;
             or, of all frames, those unreadable, of unequal size or with ids that don't belong.
     """
     check_widths(trimap)
+    if by_size is not None:
+        check_bins(by_size)
     pairs = match(pred_dir, label_dir, dataset)
+    instances = None if by_size is None else instance_maps([label for _, label in pairs], dataset)
     classes = len(dataset.classes)
     confusion = np.zeros((classes, classes), np.int64)
     bands = np.zeros((len(trimap), classes, classes), np.int64)
-    problems = []
+    objects, problems = [], []
 
-    def score(pair: tuple[Path, Path]) -> _Counts | str:
-        return _score(*pair, dataset, trimap)
+    def score(pair: tuple[Path, Path], instance_map: Path | None) -> _Counts | str:
+        try:
+            return _score(*pair, dataset, trimap, by_size is not None, instance_map)
+        except (ImageError, ValueError) as error:
+            return str(error)
 
     with ThreadPoolExecutor() as threads:
-        for done, result in enumerate(threads.map(score, pairs), 1):
+        for done, result in enumerate(threads.map(score, pairs, instances or [None] * len(pairs)), 1):
             if isinstance(result, str):
                 problems.append(result)
             else:
                 confusion += result.confusion
                 bands += result.bands
+                objects.append(result.objects)
             if progress:
                 progress(done, len(pairs))
     if problems:
         raise FilesError(f"{len(problems)} of {len(pairs)} frames can't be scored:", problems)
-    return Evaluation(dataset, len(pairs), confusion, tuple(map(Band, trimap, bands)))
+    found = None
+    if by_size is not None:
+        found = _by_size(joined(objects), by_size, dataset, instances is not None)
+    return Evaluation(dataset, len(pairs), confusion, tuple(map(Band, trimap, bands)), found)
 
 
 def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list[tuple[Path, Path]]:
@@ -168,28 +208,50 @@ def match(pred_dir: str | Path, label_dir: str | Path, dataset: Dataset) -> list
 
 @dataclass(frozen=True)
 class _Counts:
-    """What is counted in one frame: the confusion, and that in each band."""
+    """What is counted in one frame: the confusion, that in each band, and objects."""
 
     confusion: np.ndarray
     bands: np.ndarray
+    objects: Objects
 
 
-def _score(pred_path: Path, label_path: Path, dataset: Dataset, trimap: Sequence[int]) -> _Counts | str:
-    """The counts of one frame, or in one line why there are none."""
-    try:
-        prediction = read_labels(pred_path)
-        label = dataset.read(label_path)
-    except (ImageError, ValueError) as error:
-        return str(error)
-    if prediction.shape != label.shape:
-        sizes = " but ".join(f"{width}x{height}" for height, width in (prediction.shape, label.shape))
-        return f"{pred_path}: size {sizes} in {label_path}"
+def _score(
+    pred_path: Path,
+    label_path: Path,
+    dataset: Dataset,
+    trimap: Sequence[int],
+    count_objects: bool,
+    instance_map: Path | None,
+) -> _Counts:
+    """The counts of one frame. Raises ImageError or ValueError, which say in one line why there are none."""
+    prediction, label = read_labels(pred_path), dataset.read(label_path)
+    _check_size(pred_path, prediction, label_path, label)
     classes, ignored = len(dataset.classes), dataset.ignore_index
     try:
         confusion = metrics.confusion_matrix(prediction, label, classes, ignored)
     except ValueError as error:
-        return f"{pred_path}: {error}"
-    return _Counts(confusion, metrics.trimap_confusions(prediction, label, trimap, classes, ignored))
+        raise ValueError(f"{pred_path}: {error}") from error
+    bands = metrics.trimap_confusions(prediction, label, trimap, classes, ignored)
+    objects = joined([])
+    if instance_map:
+        numbers, of_class = read_objects(instance_map, dataset)
+        _check_size(instance_map, numbers, label_path, label)
+        objects = found_objects(prediction, numbers, of_class).of_classes(dataset.target_ids)
+    elif count_objects:
+        objects = found_objects(prediction, *connected_objects(label, dataset.target_ids))
+    return _Counts(confusion, bands, objects)
+
+
+def _check_size(path: Path, one: np.ndarray, label_path: Path, label: np.ndarray) -> None:
+    if one.shape != label.shape:
+        sizes = " but ".join(f"{width}x{height}" for height, width in (one.shape, label.shape))
+        raise ValueError(f"{path}: size {sizes} in {label_path}")
+
+
+def _by_size(objects: Objects, bins: int, dataset: Dataset, annotated: bool) -> ObjectRecall:
+    of_class = {dataset.classes[i]: objects.of_classes([i]) for i in sorted(dataset.target_ids)}
+    by_class = {name: tuple(some.bins(bins)) for name, some in of_class.items() if len(some)}
+    return ObjectRecall(annotated, tuple(objects.bins(bins)), by_class)
 
 
 def _plain(score: float) -> float | None:

@@ -117,6 +117,35 @@ def test_widths_that_are_none(run, text, message):
     assert result.stderr.startswith(f"error: {message}")
 
 
+def test_by_size(run, tmp_path):
+    """Class by class one pixel in each frame is an object: the poles are found, the roads are not."""
+    asked = ("--dataset", "camvid", "--target-classes", "pole,road,car")
+    rows = rows_of(run(*asked, "--by-size", "3", "--json", str(tmp_path / "scores.json")))
+    for row in (
+        ["class", "objects", "1 %", "2 %", "3 %"],
+        ["pole", "2", "100.0", "100.0", "-"],
+        ["road", "2", "0.0", "0.0", "-"],
+        ["all", "4", "50.0", "100.0", "0.0"],
+    ):
+        assert row in rows
+    by_size = json.loads((tmp_path / "scores.json").read_text())["by_size"]
+    assert by_size["classes"].keys() == {"pole", "road"}
+    assert by_size["classes"]["pole"][2] == {"objects": 0, "smallest": None, "largest": None, "recall": None}
+    assert by_size["all"][0] == {"objects": 2, "smallest": 1, "largest": 1, "recall": 0.5}
+
+
+def test_figures_of_many_bins_are_whole(run):
+    rows = rows_of(run("--dataset", "camvid", "--by-size", "100"))
+    assert any(row[:3] == ["pole", "2", "100.0"] and len(row) == 102 for row in rows)
+
+
+@pytest.mark.parametrize("bins", ["0", "-3", "101"])
+def test_bins_that_are_none(run, bins):
+    result = run("--dataset", "camvid", "--by-size", bins)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: --by-size is {bins}: 1 to 100 bins\n"
+
+
 def test_unknown_data_set(run):
     result = run("--dataset", "kitti")
     assert result.exit_code == 2
