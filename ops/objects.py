@@ -82,21 +82,29 @@ def found_objects(prediction: np.ndarray, objects: np.ndarray, classes: np.ndarr
 
     Args:
         prediction: class ids, HxW uint8.
-        objects: object map, HxW int32, of 1..N; a number without pixels is left out.
+        objects: object map, HxW int32, of 0..N; a number without pixels is left out.
         classes: class of each object, N uint8.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ; numbers beyond N.
     """
     if prediction.shape != objects.shape:
         raise ValueError(f"prediction is {prediction.shape}, objects {objects.shape}: they must be alike")
-    of_number = np.concatenate([np.zeros(1, np.uint8), classes])  # 0, no object, is not counted below
-    areas, hits = (
-        np.bincount(numbers, minlength=of_number.size)[1:]
-        for numbers in (objects.ravel(), objects[of_number[objects] == prediction])
-    )
+    if objects.size and not 0 <= objects.min() <= objects.max() <= classes.size:
+        raise ValueError(f"objects are {objects.min()}..{objects.max()}: 0..{classes.size} have a class")
+    areas, hits = np.zeros((2, classes.size), np.int64)
+    _count(prediction.ravel(), objects.ravel(), classes, areas, hits)
     there = areas > 0
     return Objects(classes[there], areas[there], hits[there])
+
+
+@jit(nogil=True)
+def _count(prediction, objects, classes, areas, hits):
+    for i in range(objects.size):
+        if objects[i]:
+            number = objects[i] - 1
+            areas[number] += 1
+            hits[number] += prediction[i] == classes[number]
 
 
 def connected_objects(labels: np.ndarray, class_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

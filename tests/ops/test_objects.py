@@ -97,6 +97,12 @@ def test_shapes_that_differ():
         found_objects(np.zeros((1, 2), np.uint8), np.zeros((2, 1), np.int32), np.zeros(0, np.uint8))
 
 
+@pytest.mark.parametrize("number", [-1, 2])
+def test_numbers_without_a_class(number):
+    with pytest.raises(ValueError, match=r"^objects are .*: 0\.\.1 have a class"):
+        found_objects(np.zeros((1, 2), np.uint8), np.int32([[0, number]]), np.uint8([3]))
+
+
 def sorted_into_bins(objects, count):
     """(area, hits) pairs, one after the other into the bin whose turn it is."""
     left = sorted(objects, key=lambda one: one[0])  # stable: ties keep their order
