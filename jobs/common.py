@@ -222,6 +222,19 @@ def known_dataset(name: str, classes: int | None = None, where: str = "--dataset
         fail(f"{where}: {error}")
 
 
+def parse_target_classes(text: str | None, known: Dataset) -> tuple[str, ...]:
+    """The names that `--target-classes` lists, with commas between; the data set's own where it is not given,
+    none for "all". Ends the job at a name that is no class."""
+    if text is None:
+        return known.target_classes
+    names = () if text == "all" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known.classes:
+            among = ", ".join(known.classes)
+            fail(f"--target-classes: '{name}' is no class of {known.name}: {among}, or all of them: all")
+    return names
+
+
 def check_split(split: str, known: Dataset) -> None:
     """End the job where the data set has no such split."""
     if split not in known.splits:

@@ -25,6 +25,7 @@ from fullres.jobs.common import (
     console,
     fail,
     known_dataset,
+    parse_target_classes,
     parse_workers,
 )
 from fullres.ops.boundary import boundary_map
@@ -101,8 +102,8 @@ def targets(
         fail("--dataset, --root and --out are needed")
     known = known_dataset(dataset_name, classes)
     spec = TargetSpec(
-        _grid(grid), smoothness, _target_classes(target_classes, known), metric.value, _scales(cpp),
-        boundary, distance,
+        _grid(grid), smoothness, parse_target_classes(target_classes, known) or None, metric.value,
+        _scales(cpp), boundary, distance,
     )  # fmt: skip
     split = split or next(iter(known.splits))
     check_split(split, known)
@@ -216,12 +217,6 @@ def _scales(text: str | None) -> tuple[int, ...]:
     if not all(scale.isdecimal() for scale in scales):
         fail(f"--cpp is '{text}': whole numbers with commas between, e.g. 4,8,16,32")
     return tuple(sorted({int(scale) for scale in scales}))
-
-
-def _target_classes(text: str | None, known: Dataset) -> tuple[str, ...] | None:
-    if text is None:
-        return known.target_classes or None
-    return None if text == "all" else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def _bar() -> Progress:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fullres.ops.boundary import boundary_map, trimap_rings
+
 _CHUNK = 1 << 20  # pixels counted at once: bincount widens them to 8 bytes
 
 
@@ -40,6 +42,39 @@ def confusion_matrix(
         if unknown.size:
             raise ValueError(f"{what} ids {unknown.tolist()} don't belong: 0..{num_classes - 1} do")
     return counts[:num_classes, :num_classes].copy()
+
+
+def trimap_confusions(
+    prediction: np.ndarray,
+    label: np.ndarray,
+    widths: Sequence[int],
+    num_classes: int,
+    ignore_index: int = 255,
+) -> np.ndarray:
+    """Count pixels by true and predicted class in bands around the truth's boundaries: W x K x K int64
+    ("Learning Downsampling Near Semantic Boundaries", Sec. 4.3).
+
+    What a band is, `trimap_rings` says, and what a boundary, `boundary_map`: of all classes, and a border to
+    ignored pixels is one too. In VOC, which is commonly measured so, a strip of ignored pixels lies along
+    every object, and it is the boundary. The ignored pixels themselves do not count.
+
+    Args:
+        prediction, label: HxW uint8, as in `confusion_matrix`.
+        widths: W of them, in pixels.
+
+    Raises:
+        ValueError: as `confusion_matrix`, of pixels in a band; widths that do not increase from 1 on.
+    """
+    counts = np.zeros((len(widths), num_classes, num_classes), np.int64)
+    if not widths:
+        return counts
+    rings = trimap_rings(boundary_map(label, ignore_index), widths)
+    inside = rings < len(widths)
+    rings, prediction, label = rings[inside], prediction[inside], label[inside]
+    for i in range(len(widths)):
+        here = rings == i
+        counts[i] = confusion_matrix(prediction[here], label[here], num_classes, ignore_index)
+    return counts.cumsum(axis=0)
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Cityscapes, and the data sets that share its 19 classes: GTA-5 and the project's own scenes."""
 
-from fullres.pipeline.datasets.dataset import Dataset, Split, train_id_encoding
+from fullres.pipeline.datasets.dataset import Dataset, Instances, Split, train_id_encoding
 
 _TABLE = (  # trainId order: name, labelId, colour
     ("road", 7, (128, 64, 128)),
@@ -50,6 +50,14 @@ CITYSCAPES = Dataset(
         "_gtCoarse_labelTrainIds": TRAIN_IDS,
     },
     image_ending="_leftImg8bit",
+    instances=Instances(
+        {
+            f"_{kind}_{ids}": f"_{kind}_instanceIds"
+            for kind in ("gtFine", "gtCoarse")
+            for ids in ("labelIds", "labelTrainIds")
+        },
+        LABEL_IDS,
+    ),
 )
 
 # Folders as the project's site serves them, unpacked side by side (not verified against the archives).

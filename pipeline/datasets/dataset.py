@@ -36,6 +36,20 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """Files beside label maps that tell objects apart; `instances.py` says how and reads them.
+
+    Attributes:
+        endings: the end of a label file's name, as in `Dataset.encodings` -> what stands in its place in the
+            name of the instance map.
+        classes: the class stored -> trainId, or None to ignore.
+    """
+
+    endings: Mapping[str, str]
+    classes: Encoding
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set as the rest of the project sees it: trainIds 0..K-1, and `ignore_index` for no class.
 
@@ -53,6 +67,7 @@ class Dataset:
         image_ending: what ends an image's name in the place of an encoding's ending.
         target_classes: names of the classes whose boundaries sampling goes for ("Learning Downsampling Near
             Semantic Boundaries", Sec. 3.1 and 4.2); all where none is named.
+        instances: where its files tell objects apart; None where they do not, or are not read.
         decoder: from a label file's bytes, and its path for errors, to the HxW uint8 values stored.
         ignore_index: trainId of pixels that count for nothing.
     """
@@ -66,6 +81,7 @@ class Dataset:
     encodings: Mapping[str, Encoding]
     image_ending: str = ""
     target_classes: tuple[str, ...] = ()
+    instances: Instances | None = None
     decoder: Callable[[bytes, str | Path], np.ndarray] = decode_labels
     ignore_index: int = 255
 

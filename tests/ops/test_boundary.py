@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fullres.ops.boundary import boundary_map, trimap_band
+from fullres.ops.boundary import WIDEST, boundary_map, trimap_rings
 
 IGNORE = 255
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=11)
@@ -49,19 +49,44 @@ def test_both_sides_of_an_edge_count_but_for_ignored_pixels_and_other_classes():
     assert boundary_map(labels, ignore_index=0).tolist() == [[False, False, True, True, True, True]]
 
 
-@settings(max_examples=500, deadline=None)
-@given(arrays(bool, SHAPES), st.sampled_from([0, 0.5, 1, 1.4, 2**0.5, 2, 3, 5**0.5, 4.9, 50]))
-def test_the_band_holds_every_pixel_within_its_width(boundary, width):
+WIDTHS = st.lists(st.sampled_from([1, 2, 3, 4, 5, 8, 13, 50]), unique=True, max_size=5).map(sorted)
+
+
+def distances(boundary):
+    """Of each pixel to every boundary pixel in turn, the least; infinite where there is none."""
     rows, columns = np.indices(boundary.shape)
-    expected = np.zeros(boundary.shape, bool)
+    least = np.full(boundary.shape, np.inf)
     for r, c in np.argwhere(boundary):
-        expected |= np.sqrt((rows - r) ** 2 + (columns - c) ** 2) <= width
-    band = trimap_band(boundary, width)
-    assert band.dtype == np.bool_
-    np.testing.assert_array_equal(band, expected)
+        least = np.minimum(least, np.sqrt((rows - r) ** 2 + (columns - c) ** 2))
+    return least
 
 
-def test_the_band_grows_to_both_sides_of_an_edge():
+@settings(max_examples=500, deadline=None)
+@given(arrays(bool, SHAPES) | arrays(bool, SHAPES, fill=st.just(False)), WIDTHS)
+def test_rings_equal_a_search_of_all_boundary_pixels(boundary, widths):
+    expected = [sum(d >= w for w in widths) for d in distances(boundary).ravel().tolist()]
+    rings = trimap_rings(boundary, widths)
+    assert rings.dtype == np.uint16
+    assert rings.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 200), (200, 1), (97, 131)])
+def test_rings_of_wide_bands_in_larger_maps(shape):
+    rng = np.random.default_rng(0)
+    boundary = rng.random(shape) < 3 / np.prod(shape)
+    widths = [1, 7, 40, 41, WIDEST]
+    expected = sum((distances(boundary) >= w).astype(int) for w in widths)
+    np.testing.assert_array_equal(trimap_rings(boundary, widths), expected)
+    np.testing.assert_array_equal(trimap_rings(boundary.T, widths), expected.T)
+
+
+def test_a_band_has_its_width_on_each_side_of_an_edge():
     boundary = boundary_map(np.uint8([[0, 0, 0, 0, 1, 1, 1, 1]]))
-    assert np.flatnonzero(trimap_band(boundary, 0)).tolist() == [3, 4]
-    assert np.flatnonzero(trimap_band(boundary, 2)).tolist() == [1, 2, 3, 4, 5, 6]
+    assert trimap_rings(boundary, [1, 3]).tolist() == [[2, 1, 1, 0, 0, 1, 1, 2]]
+
+
+@pytest.mark.parametrize("widths", [[0], [-1, 2], [2, 2], [1, 4, 3], [WIDEST + 1]])
+def test_widths_that_are_none(widths):
+    given = ",".join(map(str, widths))
+    with pytest.raises(ValueError, match=f"^widths are {given}: 1 to 10000 pixels, each wider than the one"):
+        trimap_rings(np.zeros((2, 2), bool), widths)

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
 
-from fullres.ops.metrics import class_accuracy, class_iou, confusion_matrix, mean_score, pixel_accuracy
+from fullres.ops.metrics import (
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    mean_score,
+    pixel_accuracy,
+    trimap_confusions,
+)
 
 K, IGNORE = 4, 255
 SHAPE = (5, 6)
@@ -61,6 +68,56 @@ def test_more_pixels_than_one_chunk():
     expected = np.zeros((200, 200), np.int64)
     np.add.at(expected, (label, prediction), 1)
     np.testing.assert_array_equal(confusion_matrix(prediction, label, 200), expected)
+
+
+def trimap_loop(prediction, label, width):
+    """The confusion in one band, pixel by pixel: each looks for a boundary pixel near it."""
+    height, w = label.shape
+    boundary = []
+    for r in range(height):
+        for c in range(w):
+            beside = [(r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)]
+            inside = [(y, x) for y, x in beside if 0 <= y < height and 0 <= x < w]
+            if label[r, c] != IGNORE and any(label[y, x] != label[r, c] for y, x in inside):
+                boundary.append((r, c))
+    counts = np.zeros((K, K), np.int64)
+    for r in range(height):
+        for c in range(w):
+            near = any(math.hypot(r - y, c - x) < width for y, x in boundary)
+            if near and label[r, c] != IGNORE:
+                counts[label[r, c], prediction[r, c]] += 1
+    return counts
+
+
+maps = array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
+    lambda shape: st.tuples(
+        arrays(np.uint8, shape, elements=st.integers(0, K - 1)),
+        arrays(np.uint8, shape, elements=st.sampled_from([0, 0, 0, 0, 0, 0, 1, 2, 3, IGNORE])),
+    )
+)
+
+
+@given(maps, st.sampled_from([[], [1], [2, 3], [1, 2, 4, 8, 16]]))
+def test_confusion_near_boundaries_equals_a_plain_loop(both, widths):
+    counts = trimap_confusions(*both, widths, K, IGNORE)
+    assert counts.dtype == np.int64
+    assert counts.shape == (len(widths), K, K)
+    for count, width in zip(counts, widths, strict=True):
+        np.testing.assert_array_equal(count, trimap_loop(*both, width))
+
+
+@pytest.mark.parametrize("value", [0, 2, IGNORE])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7)])
+def test_no_band_without_a_boundary(value, shape):
+    label = np.full(shape, value, np.uint8)
+    assert not trimap_confusions(np.zeros(shape, np.uint8), label, [1, 16], K).any()
+
+
+def test_a_border_to_ignored_pixels_is_a_boundary():
+    """One class with a strip of ignored pixels, as around VOC's objects: two pixels on each side of it."""
+    label = np.uint8([[1, 1, 1, IGNORE, IGNORE, 1, 1, 1]])
+    counts = trimap_confusions(np.uint8([[1, 1, 0, 0, 0, 1, 1, 1]]), label, [1, 2], K)
+    assert counts[:, 1, :2].tolist() == [[1, 1], [1, 3]]
 
 
 def test_what_is_predicted_on_ignored_pixels_does_not_matter():
