@@ -2,6 +2,7 @@
 
 import typer
 
+from fullres.jobs.bench.adaptive import adaptive
 from fullres.jobs.bench.memory import memory
 from fullres.jobs.bench.parity import parity
 from fullres.jobs.bench.pipeline import pipeline
@@ -20,3 +21,4 @@ app.command()(train)
 app.command()(parity)
 app.command()(pipeline)
 app.command()(memory)
+app.command()(adaptive)

@@ -15,7 +15,7 @@ from fullres.pipeline.predict.adaptive import Adaptive
 from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, load_downsampler
 from fullres.pipeline.scenes import render_scene
-from tests.jobs.predicting import predict, saved
+from tests.jobs.predicting import camvid_of_scenes, predict, saved
 from tests.models import base
 
 torch.set_num_threads(1)
@@ -107,12 +107,7 @@ def test_weights_of_the_other_kind(files, tmp_path):
 
 @pytest.fixture
 def train(tmp_path):
-    for split in ("train", "val"):
-        for seed in (1, 2):
-            image, labels = render_scene(seed, 64, 128)
-            write_png(tmp_path / f"camvid/{split}/{seed}.png", image)
-            labels[labels > 10] = 11
-            write_png(tmp_path / f"camvid/{split}annot/{seed}.png", labels)
+    camvid_of_scenes(tmp_path / "camvid", 64, 128)
 
     def run(name, out, sampling="", model="", **changed):
         values = {"steps": 2, "batch_size": 2, "crop": [64, 128], "learning_rate": 1e-3, "evaluate_every": 2}

@@ -1,0 +1,69 @@
+"""`fullres bench adaptive` on a few drawn scenes."""
+
+import csv
+
+import pytest
+from typer.testing import CliRunner
+
+from fullres.jobs.cli import app
+from fullres.models.downsampler import Downsampler
+from fullres.models.weights import WeightsInfo, save_weights
+from fullres.pipeline.data.images import read_image
+from tests.jobs.predicting import camvid_of_scenes
+from tests.models import base
+
+
+@pytest.fixture
+def bench(tmp_path):
+    camvid_of_scenes(tmp_path / "camvid", 64, 96)
+    network = base.as_if_trained(lambda: Downsampler(8, 8)).eval()
+    save_weights(network, tmp_path / "where.safetensors", WeightsInfo("downsampler8", 1 / 32, 11, "camvid"))
+    (tmp_path / "config.toml").write_text(
+        'out = "none"\nsteps = 1\nbatch_size = 2\ncrop = [64, 96]\nlearning_rate = 1e-3\nevaluate_every = 1\n'
+        '[model]\nname = "unet"\nwidth = 0.0625\n[data]\ndataset = "camvid"\n'
+        f'root = "{tmp_path}/camvid"\nvalidation = "val"\n'
+    )
+
+    def run(*options):
+        given = [
+            tmp_path / "config.toml",
+            "--auxiliary",
+            tmp_path / "where.safetensors",
+            "--out",
+            tmp_path / "o",
+        ]
+        return CliRunner().invoke(app, ["bench", "adaptive", *map(str, [*given, *options])])
+
+    return run
+
+
+def test_a_line_for_each_size_and_way(bench, tmp_path):
+    result = bench("--sizes", "16,32")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "o/curves.csv").open()))
+    ways = ["uniform", "adaptive", "truth, uniform", "truth, adaptive", "truth, its own tensors"]
+    assert [(row["way"], row["size"]) for row in rows] == [
+        (way, size) for size in ("16", "32") for way in ways
+    ]
+    assert all(0 <= float(row["mean_iou"]) <= 1 for row in rows)
+    cost = {(row["way"], row["size"]): row["giga_operations"] for row in rows}
+    assert float(cost["adaptive", "16"]) > float(cost["uniform", "16"]) > 0
+    assert cost["truth, uniform", "16"] == ""
+    assert read_image(tmp_path / "o/curves.png").shape[0] > 100
+    # More points say more of the truth.
+    left = {row["size"]: float(row["mean_iou"]) for row in rows if row["way"] == "truth, uniform"}
+    assert left["32"] > left["16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--sizes", "8,1"), "--sizes is '8,1': whole numbers from 2, with commas between"),
+        (("--sizes", "8,a"), "--sizes is '8,a': whole numbers from 2"),
+        (("--set", "stepz=3"), "stepz: no such field (did you mean steps?)"),
+    ],
+)
+def test_mistakes_are_one_line(bench, options, said):
+    result = bench(*options)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
