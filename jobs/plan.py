@@ -59,6 +59,9 @@ def plan(
     dataset_name: Annotated[
         str, typer.Option("--dataset", help="Whose classes; which of the weights that come with a model.")
     ] = "cityscapes",
+    output_stride: Annotated[
+        int, typer.Option(min=1, help="As of `fullres predict`: every so many pixels alone.")
+    ] = 1,
     workers: Annotated[int, typer.Option(min=1, help="How many there would be.")] = 1,
     images: Annotated[int, typer.Option(min=1, help="How many images of this size in all.")] = 1,
     memory_budget: Annotated[str, typer.Option(help="A worker's memory beyond the model's own.")] = "4GiB",
@@ -83,7 +86,7 @@ def plan(
                 fail(f"--network: {model} has no tree; return what fullres.split_merge(network) returns")
         else:
             network, described = _network(model, weights, width, dataset_name)
-        tree = inference_form(network.full_resolution())
+        tree = inference_form(network.full_resolution()).with_output_stride(output_stride)
         chosen = choose_precision(precision, device.value)
 
         def plan_for(count: int) -> Plan:

@@ -117,6 +117,12 @@ def predict(
         list[SaveKind] | None,
         typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
     ] = None,
+    output_stride: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Split-merge of every so many pixels of a row and column; interpolate between."
+        ),
+    ] = 1,
     points: Annotated[
         str | None,
         typer.Option(
@@ -149,7 +155,7 @@ def predict(
     kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
     spec = window_spec(scales, flip, window, stride, base_size, average)
-    sampled = sampled_size(points, adaptive, spec, attention, pool_crop)
+    sampled = sampled_size(points, adaptive, spec, attention, pool_crop, output_stride)
     chosen_bands = bands_of(bands)
     with clear_errors():
         if network_factory is None:
@@ -170,7 +176,7 @@ def predict(
             if pool_over is None:
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
             pool_over((pool_crop, pool_crop))
-        engine: Engine = engine_for(network, spec, tuple(classes.values()))
+        engine: Engine = engine_for(network, spec, tuple(classes.values()), output_stride=output_stride)
         if sampled is not None:
             engine = Adaptive(network, Sampler(sampled, None if adaptive is None else downsampler(adaptive)))
         read = reader(engine.normalisation.channels, chosen_bands)
@@ -193,6 +199,8 @@ def predict(
             }  # fmt: skip
             if like is not None:
                 settings |= {"like": like}
+            if output_stride > 1:
+                settings |= {"output_stride": output_stride}
             if isinstance(engine, Windows):
                 settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
             if isinstance(engine, Adaptive):

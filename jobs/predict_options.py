@@ -90,6 +90,7 @@ def sampled_size(
     spec: WindowSpec | None,
     attention: str | None,
     pool_crop: int | None,
+    output_stride: int,
 ) -> tuple[int, int] | None:
     """(h, w) of the points that an image is labelled from; None for all of its pixels."""
     if size is None:
@@ -98,8 +99,8 @@ def sampled_size(
         return None
     if spec is not None:
         fail(f"--size is '{size}': without --scales, --flip, --window, --base-size and --average")
-    if attention is not None or pool_crop is not None:
-        fail(f"--size is '{size}': without --attention and --pool-crop")
+    if attention is not None or pool_crop is not None or output_stride > 1:
+        fail(f"--size is '{size}': without --attention, --pool-crop and --output-stride")
     points = parse_size(f"{size}x{size}" if size.isdecimal() else size)
     if min(points) < 2:
         fail(f"--size is '{size}': at least 2 pixels a side")

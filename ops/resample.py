@@ -53,6 +53,23 @@ def bilinear_at(
     return x
 
 
+def between_lattice_points(
+    x: Tensor, stride: int, origin: tuple[int, int], rows: Tensor, columns: Tensor
+) -> Tensor:
+    """(..., h, w) on the pixels `origin` + `stride` times (0, 1, ...), to given rows and columns of pixels
+    (int64): linear between the lattice's points, which keep their values; beyond the last as at the last."""
+    for axis, dim, positions in ((0, -2, rows), (1, -1, columns)):
+        at = (positions - origin[axis]).double() / stride
+        at = at.clamp(0, x.shape[dim] - 1)
+        low = at.floor().long()
+        high = (low + 1).clamp(max=x.shape[dim] - 1)
+        weight = (at - low).to(x)
+        weight = weight[:, None] if dim == -2 else weight
+        low, high = low.to(x.device), high.to(x.device)
+        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
+    return x
+
+
 def _weights(positions: Tensor, in_length: int, out_length: int) -> tuple[Tensor, Tensor, Tensor]:
     centre = (positions.double() + 0.5) * (in_length / out_length) - 0.5
     centre = centre.clamp(0, in_length - 1)

@@ -25,6 +25,7 @@ def inference_form(tree: FullResolution) -> FullResolution:
         return tree
     ready = fuse(fold_batch_norm(tree))
     ready.for_inference, ready.every_phase = True, tree.every_phase
+    ready.output_stride = tree.output_stride
     return ready
 
 

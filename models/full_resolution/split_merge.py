@@ -98,6 +98,7 @@ class FullResolution(nn.Module):
         self.levels = build_levels(steps, outputs)
         self.for_inference = False  # whether `fold.inference_form` made it
         self.every_phase = True  # whether every leaf is wanted, or the first alone
+        self.output_stride = 1  # of every phase, those of the pixels of one lattice of this stride
         self._trunks: dict[int, FullResolution] = {}
 
     def strided(self) -> nn.Module:
@@ -122,6 +123,22 @@ class FullResolution(nn.Module):
             tree.levels = levels
             self._trunks[last] = tree
         return self._trunks[last]
+
+    def output_strides(self) -> list[int]:
+        """What `with_output_stride` takes."""
+        strides = [s for level in self.levels for s in level.stride]
+        most = min(self.stride) if self.every_phase else 1
+        return [n for n in range(1, most + 1) if all(s % n == 0 or n % s == 0 for s in strides)]
+
+    def with_output_stride(self, stride: int) -> "FullResolution":
+        """The tree of the pixels of one lattice, which plans centre in the image: the first splits keep one
+        phase. Raises NetworkError for a stride that does not go with those of the levels."""
+        if stride not in (known := self.output_strides()):
+            there = ", ".join(map(str, known))
+            raise NetworkError(f"output stride is {stride}: of this network's tree it is {there}")
+        tree = copy.copy(self)
+        tree.output_stride, tree._trunks = stride, {}
+        return tree
 
     @property
     def stride(self) -> Pair:

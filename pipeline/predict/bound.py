@@ -17,9 +17,12 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which tensors are computed together; all that a worker must know. `every_phase`: that of the tree.
-    `trunk`: what `FullResolution.with_trunk` takes; levels, fan-outs and strips are those of that tree.
-    `peak_bytes` is the predicted peak beyond the model's own memory."""
+    """Which tensors are computed together; all that a worker must know.
+
+    `every_phase` and `output_stride` are the tree's. `trunk`: what `FullResolution.with_trunk` takes; levels,
+    fan-outs and strips are those of that tree. `peak_bytes` is the predicted peak beyond the model's own
+    memory.
+    """
 
     size: Pair
     precision: Precision
@@ -29,6 +32,14 @@ class Schedule:
     fanouts: tuple[int, ...]
     strips: tuple[int, ...]
     peak_bytes: int
+    output_stride: int = 1
+
+    @property
+    def origin(self) -> Pair:
+        """The first pixel of the lattice whose scores are computed: it has as much of the image before it as
+        behind."""
+        rows, columns = ((length - 1) % self.output_stride // 2 for length in self.size)
+        return rows, columns
 
 
 class BoundTree:
@@ -49,6 +60,17 @@ class BoundTree:
                 "it is of another network"
             )
         self._demands: dict[tuple[int, Span], dict[str, Span]] = {}
+
+    @property
+    def by_tiles(self) -> bool:
+        """Whether a grain is a whole tile, whose scores are interpolated, and no node of the tree less."""
+        return not self.schedule.every_phase or self.schedule.output_stride > 1
+
+    def is_wanted(self, axis: int, offset: int, stride: int) -> bool:
+        """Whether nodes at that offset along an axis, of a level with this stride, have pixels of the lattice
+        whose scores are computed."""
+        common = min(stride, self.schedule.output_stride)
+        return (offset - self.schedule.origin[axis]) % common == 0
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -90,11 +112,11 @@ class BoundTree:
         """The part of each output, in image pixels, that a tile needs along one axis.
 
         Dense: the tile. Otherwise what bilinear interpolation to full resolution reads, with a margin that
-        covers both interpolations of FCN8s.
+        covers both interpolations of FCN8s; of a coarser lattice its points on both sides.
         """
-        if self.schedule.every_phase:
+        if not self.by_tiles:
             return dict.fromkeys(self.tree.outputs, tile)
-        margin = 2 * self.tree.stride[axis]
+        margin = self.schedule.output_stride if self.schedule.every_phase else 2 * self.tree.stride[axis]
         length = self.schedule.size[axis]
         needed = Span(max(0, tile.start - margin), min(length, tile.stop + margin))
         return dict.fromkeys(self.tree.outputs, needed)

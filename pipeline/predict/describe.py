@@ -53,7 +53,7 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
             LevelSummary(
                 level.stride,
                 level.window,
-                prod(min(level.stride[a], schedule.size[a]) for a in (0, 1)) if schedule.every_phase else 1,
+                prod(_wanted(bound, a, level.stride[a]) for a in (0, 1)) if schedule.every_phase else 1,
                 bound.lattice(i),
                 batch,
                 schedule.fanouts[i],
@@ -64,6 +64,12 @@ def describe(tree: FullResolution, plan: Plan) -> list[LevelSummary]:
             )
         )
     return summaries
+
+
+def _wanted(bound: BoundTree, axis: int, stride: int) -> int:
+    """How many nodes of a level with this stride there are along an axis."""
+    offsets = range(min(stride, bound.schedule.size[axis]))
+    return sum(bound.is_wanted(axis, offset, stride) for offset in offsets)
 
 
 def bytes_moved(tree: FullResolution, plan: Plan, scores: bool = False) -> tuple[int, int]:

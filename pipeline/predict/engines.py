@@ -101,11 +101,14 @@ def engine_for(
     spec: windows.WindowSpec | None = None,
     attention: tuple[int, ...] = (),
     normalisation: Normalisation | None = None,
+    output_stride: int = 1,
 ) -> "Engine":
     """Split-merge for the networks that have it, unless windows are asked for; else windows, of the whole
-    image if nothing else is asked for."""
+    image if nothing else is asked for. `output_stride`: see `SplitMerge`. Raises NetworkError."""
     if spec is None and isinstance(network, HasFullResolution):
-        return SplitMerge(network, normalisation)
+        return SplitMerge(network, normalisation, output_stride)
+    if output_stride != 1:
+        raise NetworkError(f"output stride is {output_stride}: of split-merge, which is without windows")
     return Windows(network, spec or windows.WindowSpec(), attention, normalisation)
 
 
@@ -125,11 +128,17 @@ def label_image(
 
 class SplitMerge:
     """Every pixel as one device of any size would have it, within a memory budget. Plans, and the workers to
-    which it is sent, use this one tree."""
+    which it is sent, use this one tree. With an `output_stride` above 1 only the pixels of one lattice of
+    that stride are computed so, at a fraction of the cost, and the others' scores interpolated."""
 
-    def __init__(self, network: HasFullResolution, normalisation: Normalisation | None = None) -> None:
+    def __init__(
+        self,
+        network: HasFullResolution,
+        normalisation: Normalisation | None = None,
+        output_stride: int = 1,
+    ) -> None:
         self.normalisation = normalisation_of(network, normalisation)
-        self.tree = inference_form(network.full_resolution())
+        self.tree = inference_form(network.full_resolution()).with_output_stride(output_stride)
         if self.tree.in_channels != self.normalisation.channels:
             raise NetworkError(
                 f"the network reads {self.tree.in_channels} channels, its normalisation is of "

@@ -23,7 +23,7 @@ from fullres.models.full_resolution.steps import IMAGE, Pair
 from fullres.ops.convolution import Convolution, compute_exactly
 from fullres.ops.normalisation import IMAGENET, Normalisation, normalise
 from fullres.ops.pooling import lattice_length, phases_of
-from fullres.ops.resample import bilinear_reads, bilinear_window
+from fullres.ops.resample import between_lattice_points, bilinear_reads, bilinear_window
 from fullres.pipeline.predict.bound import BoundTree, Precision, Schedule
 from fullres.pipeline.predict.cost import area, strips_of
 from fullres.pipeline.predict.plan import Grain, Plan
@@ -102,8 +102,10 @@ class Predictor:
         rows, columns = bound.part(schedule.tiles[grain.tile])
         image = ImageSource(window, (rows.start, columns.start), self.dtype, self.device, self.normalisation)
         run = _Run(bound, grain, scores)
-        if schedule.every_phase:
+        if not bound.by_tiles:
             run.descend(-1, [(0, 0)], {IMAGE: image})
+        elif schedule.every_phase:
+            run.coarsely({IMAGE: image})
         else:
             run.interpolate({IMAGE: image})
         if run.written != run.result.size:
@@ -132,6 +134,8 @@ class _Run:
         else:
             self.result = np.empty(shape, np.uint8)
         self.written = 0  # elements of the result
+        self.coarse: Piece | None = None  # the scores of a lattice of pixels, where others are interpolated
+        self.filled = 0  # points of that lattice
 
     def descend(self, level: int, offsets: Sequence[Pair], sources: Mapping[str, Source]) -> None:
         """Everything below the batch of nodes `offsets` of `level`, whose exports are among `sources`."""
@@ -167,7 +171,12 @@ class _Run:
 
         batches = []
         fanout = self.schedule.fanouts[level]
-        for _, group in groupby(sorted(phases_of(window), key=lengths, reverse=True), key=lengths):
+        wanted = [
+            phase
+            for phase in phases_of(window)
+            if all(self.bound.is_wanted(a, parent[a] + phase[a] * stride[a], own[a]) for a in (0, 1))
+        ]
+        for _, group in groupby(sorted(wanted, key=lengths, reverse=True), key=lengths):
             phases = list(group)
             batches += [phases[i : i + fanout] for i in range(0, len(phases), fanout)]
         return batches
@@ -193,6 +202,9 @@ class _Run:
 
     def _write(self, leaves: Piece) -> None:
         """Merge: the leaves' class ids (or scores) onto the grain's lattice."""
+        if self.coarse is not None:
+            self._write_coarse(leaves, self.coarse)
+            return
         if self.scores:
             values = leaves.tensor.to(torch.float16 if self.result.dtype == np.float16 else torch.float32)
         else:
@@ -203,6 +215,44 @@ class _Run:
             y, x = ((offset[a] - self.grain.offset[a]) // self.stride[a] for a in (0, 1))
             self.result[..., y :: step[0], x :: step[1]] = block[i]
         self.written += block.size
+
+    def _write_coarse(self, leaves: Piece, coarse: Piece) -> None:
+        """Merge: the leaves' scores onto a coarser lattice than the grain's."""
+        for offset, leaf in leaves.leaves(1):
+            where = []
+            for a in (0, 1):
+                pixel = offset[a] + leaves.region[a].start * leaves.stride[a]
+                first = (pixel - coarse.offsets[0][a]) // coarse.stride[a] - coarse.region[a].start
+                where.append(slice(first, None, leaves.stride[a] // coarse.stride[a]))
+            part = coarse.tensor[:, :, where[0], where[1]]
+            part[:, :, : leaf.shape[-2], : leaf.shape[-1]] = leaf
+            self.filled += leaf.shape[-2] * leaf.shape[-1]
+
+    def coarsely(self, sources: dict[str, Source]) -> None:
+        """Of a lattice of pixels alone the scores are computed, and interpolated to the others."""
+        stride, origin = self.schedule.output_stride, self.schedule.origin
+        spans = []
+        for a in (0, 1):
+            demand = self.bound.demands_along(a, self.tile[a])[self.tree.outputs[0]]
+            demand = demand.clip(self.schedule.size[a])
+            pixels = Span(demand.start - origin[a], demand.stop - origin[a])
+            spans.append(Span(-(-pixels.start // stride), -(-pixels.stop // stride)))
+        rows, columns = spans
+        channels = self.tree.channels[0]
+        buffer = torch.empty(1, channels, rows.length, columns.length)
+        self.coarse = Piece(buffer, (rows, columns), [origin], (stride, stride))
+        self.descend(-1, [(0, 0)], sources)
+        if self.filled != rows.length * columns.length:
+            return  # which the count of what was written says
+        first = (origin[0] + rows.start * stride, origin[1] + columns.start * stride)
+        top, left = self.tile[0].start, torch.arange(*self.tile[1])
+        strip = max(1, _INTERPOLATED // (channels * self.tile[1].length))
+        for start in range(*self.tile[0], strip):
+            stop = min(start + strip, self.tile[0].stop)
+            full = between_lattice_points(buffer, stride, first, torch.arange(start, stop), left)[0]
+            block = full if self.scores else full.argmax(0).to(torch.uint8)
+            self.result[..., start - top : stop - top, :] = block.numpy()
+            self.written += block.numel()
 
     def interpolate(self, sources: dict[str, Source]) -> None:
         """FCN32s, FCN8s: the first phase of every level, resized to the finest score and summed, then to

@@ -92,7 +92,7 @@ def plan_image(
 def _cheapest_grains(bound: BoundTree, workers: int, images: int) -> tuple[Grain, ...]:
     """Grains of the level that ends soonest; of those that end within 0.5 % of each other, the finest."""
     best: tuple[float, tuple[Grain, ...]] | None = None
-    for level in range(-1, len(bound.levels) if bound.schedule.every_phase else 0):
+    for level in range(-1, 0 if bound.by_tiles else len(bound.levels)):
         if any(f > 1 for f in bound.schedule.fanouts[: level + 1]):
             break  # a batch is never cut: its bytes would change
         grains = _grains(bound, level)

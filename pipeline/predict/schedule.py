@@ -99,7 +99,10 @@ class _Scheduler:
         self.base, self.size, self.scores, self.device = tree, size, scores, device
         self.itemsize = ITEMSIZE[precision]
         whole, once = ((Span(0, size[0]), Span(0, size[1])),), (1,) * len(tree.with_trunk(trunk).levels)
-        self.bound = BoundTree(tree, Schedule(size, precision, tree.every_phase, trunk, whole, once, once, 0))
+        self.bound = BoundTree(
+            tree,
+            Schedule(size, precision, tree.every_phase, trunk, whole, once, once, 0, tree.output_stride),
+        )
         self.sources: Sources = {s.name: (s.channels, s.stride) for level in tree.levels for s in level.steps}
         self.sources[IMAGE] = (tree.in_channels, (1, 1))
 
@@ -179,6 +182,11 @@ class _Scheduler:
         for level in self.bound.levels:
             elements = prod(max(1, -(-span.length // s)) for span, s in zip(tile, level.stride, strict=True))
             window = prod(level.window)
+            if (coarse := self.bound.schedule.output_stride) > 1:  # the first splits keep one phase
+                window = prod(
+                    -(-s // coarse) // -(-s // w // coarse)
+                    for s, w in zip(level.stride, level.window, strict=True)
+                )
             alone = level.is_trunk or not self.bound.schedule.every_phase
             wished = 1 if alone else min(window, -(-BATCH_ELEMENTS[self.device] // (elements * batch)))
             fanouts.append(wished)
@@ -190,6 +198,8 @@ class _Scheduler:
         returned = area(tile)
         held = area(self.bound.part(tile)) * 3
         held += returned * (sum(self.bound.tree.channels) * self.itemsize if self.scores else 1)
+        if (coarse := self.bound.schedule.output_stride) > 1:  # scores that are interpolated
+            held += 4 * sum(self.bound.tree.channels) * prod(span.length // coarse + 2 for span in tile)
         peak, batch = held, 1
         for i, (fanout, strip) in enumerate(zip(fanouts, strips, strict=False)):
             level = self.bound.levels[i]
@@ -250,7 +260,8 @@ def subtree_elements(bound: BoundTree, axis: int, tile: Span, stride: int) -> np
         for subtree in range(count):
             alone = own <= stride or not schedule.every_phase
             for offset in [subtree % own] if alone else range(subtree, own, stride):
-                times[subtree, looked_at[offset]] += 1
+                if bound.is_wanted(axis, offset, own):
+                    times[subtree, looked_at[offset]] += 1
         rows = [
             (o, *strip)
             for o in sorted(set(looked_at))

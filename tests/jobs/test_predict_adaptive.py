@@ -84,7 +84,9 @@ def test_results_of_other_points_are_not_gone_on_with(files, tmp_path):
         (("--adaptive", "w.safetensors"), "--adaptive is 'w.safetensors': say with --size how many"),
         (("--size", "32", "--adaptive", "w.safetensors"), "weights w.safetensors: no such file"),
         (("--size", "32", "--flip"), "--size is '32': without --scales, --flip, --window, --base-size"),
-        (("--size", "32", "--pool-crop", "64"), "--size is '32': without --attention and --pool-crop"),
+        (("--size", "32", "--pool-crop", "64"), "--size is '32': without --attention, --pool-crop and"),
+        (("--size", "32", "--output-stride", "2"), "--size is '32': without --attention, --pool-crop and"),
+        (("--output-stride", "2"), "output stride is 2: of split-merge, which is without windows"),
     ],
 )
 def test_mistakes_are_one_line_before_work(files, tmp_path, more, said):

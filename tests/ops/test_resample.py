@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullres.ops.resample import area_resize, bilinear_reads, bilinear_window
+from fullres.ops.resample import area_resize, between_lattice_points, bilinear_reads, bilinear_window
 
 torch.set_num_threads(1)
 
@@ -65,3 +66,19 @@ def test_areas_are_means_over_what_pixels_cover(height, width, h, w):
     torch.testing.assert_close(found, expected)
     if (h, w) == (height, width):
         assert torch.equal(found, image)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 8))
+def test_between_the_points_of_a_lattice(length, stride, origin):
+    origin = min(origin, length - 1, stride - 1)
+    points = np.arange(origin, length, stride)
+    values = np.random.default_rng(0).random((2, len(points), 3))
+    found = between_lattice_points(
+        torch.from_numpy(values), stride, (origin, 0), torch.arange(length), torch.arange(3) * stride
+    )
+    for channel in range(2):
+        for column in range(3):
+            expected = np.interp(np.arange(length), points, values[channel, :, column])
+            np.testing.assert_allclose(found[channel, :, column], expected, atol=1e-12)
+    assert np.array_equal(found[:, points], values)
