@@ -6,6 +6,7 @@ GPUs. Raises what `pipeline.train.engine` raises.
 """
 
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
@@ -53,7 +54,8 @@ class DeepSpeedEngine:
         self.optimizer = optimizer_for(self.config, self._objective.network)
         engine, *_ = deepspeed.initialize(
             model=self._objective.to(self.device), optimizer=self.optimizer,
-            config=settings_of(self.config, self.ranks, self.replicas), dist_init_required=False,
+            config=settings_of(self.config, self.ranks, self.replicas, self._trained),
+            dist_init_required=False,
         )  # fmt: skip
         if self.config.parallel.zero == 0:
             # Not before: it fails. With ZeRO parameters are parts of one flat tensor, and stay as they are.
@@ -148,10 +150,15 @@ def deepspeed_on(device: torch.device) -> Any:
     return deepspeed
 
 
-def settings_of(config: TrainingConfig, ranks: int, replicas: int) -> dict[str, Any]:
+def settings_of(
+    config: TrainingConfig, ranks: int, replicas: int, trained: Sequence[nn.Parameter]
+) -> dict[str, Any]:
+    """`trained`: the parameters that a process computes gradients of."""
     part = config.batch_size // replicas // config.accumulation
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    zero: dict[str, Any] = {"stage": config.parallel.zero}
+    # DeepSpeed's tensor for gradients takes 2 GB, whatever the network's size.
+    elements = min(500_000_000, sum(p.numel() for p in trained))
+    zero: dict[str, Any] = {"stage": config.parallel.zero, "reduce_bucket_size": elements}
     if config.parallel.offload:
         zero["offload_optimizer"] = host
         if config.parallel.zero == 3:

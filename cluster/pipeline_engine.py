@@ -82,8 +82,9 @@ class PipelineEngine:
         # ZeRO 0 clips by the gradients of one stage alone.
         layout = self.config.parallel.model_copy(update={"zero": 1})
         config = self.config.model_copy(update={"parallel": layout})
-        settings = settings_of(config, self.replicas, self.replicas)
         self.optimizer = self._optimizer()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        settings = settings_of(config, self.replicas, self.replicas, trained)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             module = deepspeed.pipe.PipelineModule(
                 layers, self.stages, loss_fn=self._objective.of, partition_method="uniform"

@@ -64,7 +64,11 @@ def _scratch(func: Any, args: Any, out: Any) -> int:
     if func is aten.convolution.default:
         x, weight, groups = args[0], args[1], args[8]
         reordered = 0 if _is_channels_last(x) else x.nbytes
-        return reordered + weight.nbytes + (out.nbytes if groups > 1 else 0)
+        return reordered + _laid_out(weight) + weight.nbytes + (out.nbytes if groups > 1 else 0)
+    if func is aten.convolution_backward.default:
+        # Weights and their gradient, as the kernels have them.
+        weight = args[2]
+        return weight.nbytes + (weight.nbytes if weight[0, 0].numel() > 1 else 0) + _laid_out(weight)
     if func is aten._softmax.default:
         x, dim = args[:2]
         return 0 if dim in (-1, x.dim() - 1) and x.is_contiguous() else x.nbytes
@@ -73,6 +77,11 @@ def _scratch(func: Any, args: Any, out: Any) -> int:
     if func is aten.mean.dim and args[0].dtype != torch.float32:
         return args[0].numel() * 4
     return 0
+
+
+def _laid_out(weight: Tensor) -> int:
+    """A convolution's weights channels last, if they are not."""
+    return 0 if weight.is_contiguous(memory_format=torch.channels_last) else weight.nbytes
 
 
 def on_meta(network: nn.Module) -> nn.Module:

@@ -1,13 +1,13 @@
 """`fullres bench memory`: what a worker of a training takes in memory, by ZeRO stage, beside the estimate.
 
-Processes that train together, without Ray and without data to read, take a few steps on noise. Of each the
-most that it had is measured beyond what it had before its network was made, but after a narrow one was
-trained: on a GPU what was allocated there, on a CPU what was resident, with freed memory going back to the
-system at once. The largest of the processes counts.
+Processes that train together, without Ray and without data to read, take a few steps on noise; new ones for
+each stage, and one of plain torch with as large a part of the batch. Of each the most that it had is measured
+beyond what it had before its network was made, but after a narrow one was trained: on a GPU what was
+allocated there, on a CPU what was resident, with freed memory going back to the system at once. The largest
+of the processes counts.
 """
 
 import gc
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -24,7 +24,7 @@ from fullres.cluster.memory import forget_peak, peak_resident_bytes, resident_by
 from fullres.jobs.common import check_model, print_table
 from fullres.ops.allocator import RETURNING, keep_freed_memory
 from fullres.pipeline.train.config import Precision, TrainingConfig
-from fullres.pipeline.train.engine import objective_of
+from fullres.pipeline.train.engine import PlainEngine, objective_of
 from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.memory import memory_of
 from fullres.pipeline.train.samples import Batch
@@ -46,37 +46,37 @@ def memory(
     check_model(model)
     if batch_size % workers:
         raise typer.BadParameter(f"batch_size is {batch_size}: no multiple of {workers} workers")
-    os.environ.update(RETURNING)  # for the processes that are started
+    os.environ.update(RETURNING | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)})  # for processes to be started
     table = Table(box=None, pad_edge=False)
     for heading in ("ZeRO", "estimate, MiB", "measured, MiB", "estimate / measured"):
         table.add_column(heading, no_wrap=True)
     given: dict[str, Any] = {
-        "model": {"name": model, "width": width}, "steps": _STEPS, "batch_size": batch_size,
+        "model": {"name": model, "width": width}, "steps": _STEPS,
         "data": {"dataset": "scenes", "images": "none", "labels": "none"}, "out": "none",
         "crop": (crop, crop), "optimizer": optimizer, "precision": precision, "learning_rate": 1e-6,
         "activation_checkpointing": activation_checkpointing,
     }  # fmt: skip
-    configs = [
-        TrainingConfig(**given, parallel=ParallelConfig(data=workers, zero=stage)) for stage in (0, 1, 2, 3)
-    ]
-    for config, measured in zip(configs, _measured(configs, workers), strict=True):
-        estimate = memory_of(config, _CLASSES, torch.cuda.is_available()).total
+    configs = {"no workers": TrainingConfig(**given, batch_size=batch_size // workers)}
+    for stage in (0, 1, 2, 3):
+        layout = ParallelConfig(data=workers, zero=stage)
+        configs[str(stage)] = TrainingConfig(**given, batch_size=batch_size, parallel=layout)
+    for name, config in configs.items():
+        estimate, measured = memory_of(config, _CLASSES, torch.cuda.is_available()).total, _measured(config)
         table.add_row(
-            f"{config.parallel.zero}", f"{estimate / 2**20:.0f}", f"{measured / 2**20:.0f}",
-            f"{estimate / measured:.2f}",
-        )  # fmt: skip
+            name, f"{estimate / 2**20:.0f}", f"{measured / 2**20:.0f}", f"{estimate / measured:.2f}"
+        )
     print_table(table, 110)
 
 
-def _measured(configs: list[TrainingConfig], workers: int) -> list[int]:
-    """Bytes of the largest process, of each."""
+def _measured(config: TrainingConfig) -> int:
+    """Bytes of the largest process."""
+    workers = config.parallel.workers or 1
     with tempfile.TemporaryDirectory() as name:
-        torch.multiprocessing.spawn(_work, (configs, workers, Path(name)), workers)
-        of_ranks = [json.loads((Path(name) / str(rank)).read_text()) for rank in range(workers)]
-    return [max(sizes) for sizes in zip(*of_ranks, strict=True)]
+        torch.multiprocessing.spawn(_work, (config, workers, Path(name)), workers)
+        return max(int((Path(name) / str(rank)).read_text()) for rank in range(workers))
 
 
-def _work(rank: int, configs: list[TrainingConfig], workers: int, folder: Path) -> None:
+def _work(rank: int, config: TrainingConfig, workers: int, folder: Path) -> None:
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
@@ -84,10 +84,9 @@ def _work(rank: int, configs: list[TrainingConfig], workers: int, folder: Path) 
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, f"file://{folder}/store", rank=rank, world_size=workers)
     # What libraries load and keep when they are first used is none of a training's.
-    narrow = configs[0].model.model_copy(update={"width": 0.25})
-    _peak(configs[0].model_copy(update={"model": narrow, "crop": (64, 64)}), rank, workers, device)
-    sizes = [_peak(config, rank, workers, device) for config in configs]
-    (folder / str(rank)).write_text(json.dumps(sizes))
+    narrow = config.model.model_copy(update={"width": 0.25})
+    _peak(config.model_copy(update={"model": narrow, "crop": (64, 64)}), rank, workers, device)
+    (folder / str(rank)).write_text(str(_peak(config, rank, workers, device)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -104,7 +103,8 @@ def _peak(config: TrainingConfig, rank: int, workers: int, device: torch.device)
     keep_freed_memory(False)
     forget_peak()
     before = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
-    engine = DeepSpeedEngine(config, objective_of(config, config.data.known(), False, False), device)
+    kind = PlainEngine if config.parallel.workers is None else DeepSpeedEngine
+    engine = kind(config, objective_of(config, config.data.known(), False, False), device)
     for number in range(_STEPS):
         engine.step(number, Batch(images, labels, [""] * n), config.learning_rate)
     most = peak_resident_bytes() if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

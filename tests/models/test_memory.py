@@ -51,6 +51,26 @@ def test_a_spike(memory):
     assert (memory.live, memory.peak) == (x.nbytes, 150)
 
 
+@pytest.mark.parametrize(
+    ("layout", "side", "copies"),
+    [
+        (torch.channels_last, 3, 2),
+        (torch.contiguous_format, 3, 3),
+        (torch.channels_last, 1, 1),
+        (torch.contiguous_format, 1, 1),
+    ],
+)
+def test_what_the_gradient_of_a_convolutions_weights_takes(layout, side, copies):
+    """Beside itself: the weights and the gradient as the kernels have them, and the weights channels last."""
+    conv = nn.Conv2d(64, 64, side, padding=side // 2, bias=False, device="meta").to(memory_format=layout)
+    x = torch.empty(1, 64, 8, 8, device="meta").contiguous(memory_format=torch.channels_last)
+    y = conv(x).sum()
+    with LiveBytes() as memory:
+        y.backward()
+    size = conv.weight.nbytes
+    assert memory.peak == pytest.approx(size + copies * size, abs=3 * x.nbytes)
+
+
 @pytest.mark.parametrize(("layout", "copied"), [(torch.channels_last, 0), (torch.contiguous_format, 1024)])
 def test_a_chain_holds_two_features_and_a_branch_three(layout, copied):
     """Of 1 x 4 x 8 x 8, 1024 bytes. A convolution copies its weights (64 bytes), and what is not channels

@@ -54,5 +54,5 @@ def test_what_makes_memory_less():
     by_stage = [memory_of(config_of(parallel=ParallelConfig(data=4, zero=zero)), 19) for zero in (0, 1, 2, 3)]
     assert {memory.optimizer for memory in by_stage[1:]} == {by_stage[0].optimizer // 4}
     assert by_stage[0].activations == pytest.approx(whole.activations / 4, rel=0.05)
-    assert by_stage[2].total < by_stage[1].total < by_stage[0].total
+    assert by_stage[2].total <= by_stage[1].total < by_stage[0].total
     assert memory_of(config_of("spgnet18x2", precision="bf16"), 19).total > 0
