@@ -49,6 +49,7 @@ def memory_of(config: TrainingConfig, classes: int, gpu: bool = False) -> Memory
     """Of one of `config.parallel`'s workers, on a CPU or a GPU; without a layout of one process by plain
     torch. Offloading counts for nothing on a CPU, whose memory it is."""
     layout = config.parallel
+    workers = layout.workers or 1
     zero = layout.zero if layout.workers is not None else 0
     network = _network(config, classes)
     if not zero:  # else parameters are parts of a flat tensor
@@ -70,7 +71,7 @@ def memory_of(config: TrainingConfig, classes: int, gpu: bool = False) -> Memory
         most = max(peak, t + copied + t, update)
         return Memory(whole + _copy(whole, gpu), t * moments, kept, most)
 
-    s = t // layout.workers  # a worker's share
+    s = t // workers  # a worker's share
     offloaded = gpu and layout.offload
     master = 0 if offloaded else s  # of the parameters: what the optimizer changes
     update = 0 if offloaded else s + updating * s
