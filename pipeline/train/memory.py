@@ -70,7 +70,7 @@ def memory_of(config: TrainingConfig, classes: int, gpu: bool = False) -> Memory
         most = max(peak, t + copied + t, update)
         return Memory(whole + _copy(whole, gpu), t * moments, kept, most)
 
-    s = t // layout.workers  # a worker's share
+    s = t // (layout.workers or 1)  # a worker's share
     offloaded = gpu and layout.offload
     master = 0 if offloaded else s  # of the parameters: what the optimizer changes
     update = 0 if offloaded else s + updating * s
