@@ -7,6 +7,7 @@ what ended the training, a mistake in the data for one: then nothing is started 
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,11 +30,12 @@ from fullres.cluster.workers import cluster_device, places
 from fullres.ops.allocator import KEEPING
 from fullres.ops.errors import FullresError
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.train.checkpoint import WEIGHTS
+from fullres.pipeline.train.checkpoint import WEIGHTS, forget
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, begun, forget, places_of, run, samples_of
+from fullres.pipeline.train.loop import StepReport, begun, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
+from fullres.pipeline.train.ownership import OwnFolder
 from fullres.pipeline.train.samples import Frames
 from fullres.pipeline.train.stages import described
 
@@ -53,9 +55,11 @@ class TrainingError(FullresError):
 
 class _Board:
     """What the driver reads. `starts`: of each checkpoint, by its steps done, that so many processes went on
-    from, how often."""
+    from, how often. Processes that begin together are a group, and have a number; what is told by those of
+    another group than the last one counts for nothing: they may have outlived their node."""
 
     def __init__(self) -> None:
+        self.group = 0
         self.report: StepReport | None = None
         self.failure: str | None = None
         self.starts: dict[tuple[int, int], int] = {}
@@ -64,22 +68,28 @@ class _Board:
     def told(self) -> tuple[StepReport | None, str | None]:
         return self.report, self.failure
 
-    def write(self, report: StepReport) -> None:
-        self.report = report
+    def write(self, group: int, report: StepReport) -> None:
+        if group == self.group:
+            self.report = report
 
-    def fail(self, why: str) -> None:
-        self.failure = self.failure or why
+    def fail(self, group: int, why: str) -> None:
+        if group == self.group:
+            self.failure = self.failure or why
 
-    def note(self, why: str) -> None:
+    def note(self, group: int, why: str) -> None:
         """What a process died of, if it can say so."""
-        self.last = f", the last of: {why}"
+        if group == self.group:
+            self.last = f", the last of: {why}"
 
-    def begin(self, done: int, workers: int) -> None:
-        """Fails where as many processes began too often after one checkpoint."""
+    def begin(self, done: int, workers: int) -> int:
+        """The number of the group. Fails where as many processes began too often after one checkpoint."""
+        self.group += 1
         key = (done, workers)
         self.starts[key] = self.starts.get(key, 0) + 1
         if self.starts[key] > _RETRIES + 1:
-            self.fail(f"its processes died {_RETRIES + 1} times without a step further{self.last}")
+            why = f"its processes died {_RETRIES + 1} times without a step further{self.last}"
+            self.fail(self.group, why)
+        return self.group
 
 
 def fit(
@@ -91,7 +101,7 @@ def fit(
 ) -> str:
     """Train on the connected Ray cluster with so many processes, one a GPU or one a CPU, or None: as many as
     `config.parallel` says; returns where the weights are. As `pipeline.train.loop.run`, whose files all
-    processes must reach. `from_scratch`: `forget` the training before, after all checks.
+    processes must reach. `from_scratch`: nothing of the training before stays, after all checks.
 
     Raises ValueError for what is not possible, TrainingError, and what reading the data raises.
     """
@@ -107,8 +117,9 @@ def fit(
             described(config.on(count))
     places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    training = uuid.uuid4().hex
     if from_scratch:
-        forget(config)
+        forget(OwnFolder(config.out, training))
     # On the driver's own node: whichever other is lost, what was told stays.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
@@ -123,6 +134,7 @@ def fit(
             "config": config,
             "drop_head": drop_head,
             "board": board,
+            "training": training,
             "device": device,
             "folder": Path.cwd(),
         },
@@ -191,26 +203,38 @@ def _work(settings: dict[str, Any]) -> None:
     device = torch.device(settings["device"])
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    done = begun(config)
-    if dist.get_rank() == 0:
-        ray.get(board.begin.remote(done, dist.get_world_size()))
-    dist.barrier()
+    group = _of_first(lambda: ray.get(board.begin.remote(begun(config), dist.get_world_size())))
     if _has_failed(board):
         return
     try:
+        out, done = _begin(config, settings["training"])
         samples = samples_of(config)
         objective = objective_of(config, samples.frames.known, done > 0, settings["drop_head"])
         kind = PipelineEngine if config.parallel.pipeline > 1 else DeepSpeedEngine
         engine = kind(config, objective, device)
 
         def report(report: StepReport) -> None:
-            board.write.remote(report)
+            board.write.remote(group, report)
 
-        run(config, samples, engine, report)
+        run(config, samples, engine, out, done, report)
     except (FullresError, OSError, ValueError) as error:
-        ray.get(board.fail.remote(first_line(error)))
+        ray.get(board.fail.remote(group, first_line(error)))
         raise
     except Exception as error:
-        ray.get(board.note.remote(first_line(error)))
+        ray.get(board.note.remote(group, first_line(error)))
         raise
     dist.barrier()
+
+
+def _begin(config: TrainingConfig, training: str) -> tuple[Storage, int]:
+    """The folder, and the steps done. Those who wrote there before are shut out first: all go on from the
+    same checkpoint, and find it there."""
+    out = OwnFolder(config.out, training) if dist.get_rank() == 0 else Storage(config.out)
+    return out, _of_first(lambda: begun(config))
+
+
+def _of_first(value: Callable[[], int]) -> int:
+    """What the first process finds, for all."""
+    told = [value() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told)
+    return told[0]  # type: ignore[return-value]

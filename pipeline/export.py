@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, default_decompositions
 
-from fullres.models.catalogue import build
+from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.checkpoints import damaged_entry
 from fullres.models.smp import SMP
 from fullres.models.weights import (
@@ -114,8 +114,10 @@ def export_weights(network: nn.Module, info: WeightsInfo, out: Path, backbone: b
     if backbone:
         state = published_backbone(info.model, network)
     elif out.suffix == ".pth":
-        if info.like is not None:  # under its authors' names it would be read as theirs
-            raise WeightsError(f"{out}: {info.model} like {info.like} is written as .safetensors alone")
+        # Under its authors' names the former would be read as theirs, and names alone tell no downsampler.
+        if info.like is not None or not CATALOGUE[info.model].segments:
+            like = "" if info.like is None else f" like {info.like}"
+            raise WeightsError(f"{out}: {info.model}{like} is written as .safetensors alone")
         state = published_state(info.model, network)
     with atomic(out) as temporary:
         if out.suffix == ".pth":

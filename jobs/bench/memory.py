@@ -27,6 +27,7 @@ from fullres.pipeline.train.config import Precision, TrainingConfig
 from fullres.pipeline.train.engine import PlainEngine, objective_of
 from fullres.pipeline.train.layout import ParallelConfig
 from fullres.pipeline.train.memory import memory_of
+from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.samples import Batch
 
 _CLASSES, _STEPS = 19, 3
@@ -56,7 +57,12 @@ def memory(
         "crop": (crop, crop), "optimizer": optimizer, "precision": precision, "learning_rate": 1e-6,
         "activation_checkpointing": activation_checkpointing,
     }  # fmt: skip
-    configs = {"no workers": TrainingConfig(**given, batch_size=batch_size // workers)}
+    alone = TrainingConfig(**given, batch_size=batch_size // workers)
+    try:
+        check_batch(alone.model, alone.batch_size, alone.crop)
+    except ValueError as error:
+        raise typer.BadParameter(f"a worker's part: {error}") from error
+    configs = {"no workers": alone}
     for stage in (0, 1, 2, 3):
         layout = ParallelConfig(data=workers, zero=stage)
         configs[str(stage)] = TrainingConfig(**given, batch_size=batch_size, parallel=layout)

@@ -108,6 +108,11 @@ class Storage:
         with self.create(name) as stream:
             stream.write(data)
 
+    def append(self, name: str, data: bytes) -> None:
+        """To a file on a local disk; objects cannot grow."""
+        with open(self._at(name), "ab") as file:
+            file.write(data)
+
     def remove(self, name: str) -> None:
         """A file, if it is there."""
         with self._naming(name), suppress(FileNotFoundError):

@@ -23,6 +23,7 @@ from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.optimizer import learning_rate
+from fullres.pipeline.train.ownership import OwnFolder
 from fullres.pipeline.train.places import kept_places
 from fullres.pipeline.train.records import Records
 from fullres.pipeline.train.samples import Batch, Frames, Samples
@@ -58,24 +59,20 @@ def fit(
     from_scratch: bool = False,
 ) -> str:
     """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`. `from_scratch`:
-    `forget` the training before, once all that this one starts from is there."""
+    nothing of the training before stays, once all that this one starts from is there."""
     goes_on = begun(config) > 0 and not from_scratch
     check_batch(config.model, config.batch_size // config.accumulation, config.crop)
     samples = samples_of(config)
     objective = objective_of(config, samples.frames.known, goes_on, drop_head)
+    out = OwnFolder(config.out)
     if from_scratch:
-        forget(config)
-    return run(config, samples, PlainEngine(config, objective, device), progress)
+        checkpoint.forget(out)
+    return run(config, samples, PlainEngine(config, objective, device), out, begun(config), progress)
 
 
 def begun(config: TrainingConfig) -> int:
     """The steps done of the checkpoint that a run goes on from; 0: there is none."""
     return max(checkpoint.saved(Storage(config.out)), default=0)
-
-
-def forget(config: TrainingConfig) -> None:
-    """Begin afresh: `run` goes on from no checkpoint, and leaves nothing of the training before."""
-    checkpoint.forget(Storage(config.out))
 
 
 def samples_of(config: TrainingConfig) -> Samples:
@@ -100,22 +97,24 @@ def run(
     config: TrainingConfig,
     samples: Samples,
     engine: Engine,
+    out: Storage,
+    first: int,
     progress: Callable[[StepReport], None] = lambda report: None,
 ) -> str:
-    """All steps, from the last checkpoint in `config.out` if there is one; returns where the weights are.
+    """All steps from `first`, which has a checkpoint in `out` if it is not 0; returns where the weights are.
 
     Writes into that folder now and then a checkpoint, `metrics.jsonl` and TensorBoard's files, `pictures` and
     `best.safetensors` with the checkpoint of an evaluation that has a higher mean IoU than those before, and
     at the end `weights.safetensors` and `summary.json`. Weights are without auxiliary heads. Of several
-    processes the first writes.
+    processes the first writes, to whom the folder belongs (`OwnFolder`).
 
-    Raises ValueError if the folder holds a checkpoint of another configuration or the network diverges,
-    OSError if it can't write there, and what reading data raises.
+    Raises what `OwnFolder` raises, ValueError if the folder holds a checkpoint of another configuration or
+    the network diverges, OSError if it can't write there, and what reading data raises.
     """
     if engine.device.type == "cpu":
         keep_freed_memory(True)
     validation = Frames(config.data, config.data.validation) if config.data.validation is not None else None
-    out, first, course = Storage(config.out), begun(config), checkpoint.Course()
+    course = checkpoint.Course()
     if first:
         course = checkpoint.load(out, first, config, engine.load_state)
     leads, network = engine.rank == 0, engine.network()

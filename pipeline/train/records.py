@@ -41,8 +41,7 @@ class Records:
     def add(self, step: int, values: dict[str, Any]) -> None:
         line = json.dumps({"step": step, **values}).encode() + b"\n"
         if self._out.is_local:
-            with Path(self._out.path, _METRICS).open("ab") as file:
-                file.write(line)
+            self._out.append(_METRICS, line)
         else:
             self._lines += line
             self._out.write(_METRICS, self._lines)

@@ -16,6 +16,7 @@ from fullres.jobs.cli import app
 from tests.cluster.trainings import (
     assert_close,
     assert_equal,
+    checkpoints,
     configuration,
     workers_of_training,
     write_root,
@@ -64,7 +65,7 @@ def meanwhile(run, out):
     main thread alone."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)
-        until(lambda: running.done() or (out / "checkpoint.pt").exists())
+        until(lambda: running.done() or checkpoints(out))
         assert not running.done()
         yield running
         running.result()
@@ -83,7 +84,7 @@ def workers_below(node):
 
 
 def lose(node, running):
-    """Its raylet and its workers, at work, at once: workers alone would train on for some seconds."""
+    """Its raylet and its workers, at work, at once."""
     assert workers_below(node)
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     for process in (raylet, *raylet.children(recursive=True)):
@@ -91,7 +92,19 @@ def lose(node, running):
     assert not running.done()
 
 
-def test_a_lost_node_is_waited_for(cluster, train, tmp_path):
+def lose_raylet(node, running, buried=True):
+    """Alone: its workers train on until they notice. They do not where it is not `buried`, as in containers
+    whose first process leaves the dead where they are."""
+    assert workers_below(node)
+    raylet = node.all_processes["raylet"][0].process
+    raylet.kill()
+    if buried:
+        raylet.wait()
+    assert not running.done()
+
+
+@pytest.mark.parametrize("lose", [lose, lose_raylet])
+def test_a_lost_node_is_waited_for(cluster, train, tmp_path, lose):
     """Two workers, one of them on a node that is lost and comes again."""
     node = cluster.add_node(**node_of(1, 128))
     train("undisturbed", "2")
@@ -112,6 +125,27 @@ def test_a_lost_nodes_workers_go_elsewhere(cluster, train, tmp_path):
     assert_equal(tmp_path / "disturbed", tmp_path / "undisturbed")
 
 
+def test_workers_that_outlive_their_node_write_no_more(cluster, train, tmp_path):
+    """They stand still while others begin elsewhere, and come back when these have written a checkpoint."""
+    nodes = [cluster.add_node(**node_of(2, 128)) for _ in range(2)]
+    train("undisturbed", "2", "report_every=1")
+
+    out = tmp_path / "disturbed"
+    with meanwhile(lambda: train("disturbed", "2", "report_every=1"), out) as running:
+        node = max(nodes, key=lambda node: len(workers_below(node)))
+        outliving = [psutil.Process(pid) for pid in workers_below(node)]
+        for worker in outliving:
+            worker.suspend()
+        before = checkpoints(out)
+        lose_raylet(node, running, buried=False)
+        until(lambda: checkpoints(out) - before)
+        for worker in outliving:
+            worker.resume()
+    for worker in outliving:
+        worker.kill()
+    assert_equal(out, tmp_path / "undisturbed")
+
+
 def test_fewer_workers_go_on_without_a_lost_node(cluster, train, tmp_path):
     """Of one to three workers two, as three do not divide the batch; then one."""
     node = cluster.add_node(**node_of(2, 128))
@@ -124,13 +158,13 @@ def test_fewer_workers_go_on_without_a_lost_node(cluster, train, tmp_path):
 
 def test_a_node_that_joins_is_used(cluster, root, tmp_path):
     """While a training lasts, which this one does for as long as it takes Ray to count its nodes."""
-    checkpoint = tmp_path / "run/checkpoint.pt"
+    out = tmp_path / "run"
     with command(arguments(tmp_path, "run", root, cluster, "1-2", "steps=100000")) as process:
-        until(checkpoint.exists)
+        until(lambda: checkpoints(out))
         node = cluster.add_node(**node_of(1, 128))
         until(lambda: workers_below(node))
-        before = checkpoint.stat().st_mtime_ns
-        until(lambda: checkpoint.stat().st_mtime_ns > before)
+        before = max(checkpoints(out))
+        until(lambda: max(checkpoints(out)) > before)
         assert process.poll() is None
         assert len(workers_of_training()) == 2
 
@@ -150,7 +184,7 @@ def test_the_command_goes_on_after_its_own_death(cluster, train, root, tmp_path)
     cluster.add_node(**node_of(1, 128))
     train("undisturbed", "2")
     with command(arguments(tmp_path, "disturbed", root, cluster, "2")):
-        until((tmp_path / "disturbed/checkpoint.pt").exists)
+        until(lambda: checkpoints(tmp_path / "disturbed"))
     assert not (tmp_path / "disturbed/weights.safetensors").exists()
     until(lambda: not workers_of_training())
     train("disturbed", "2")

@@ -24,7 +24,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fullres.pipeline.data.transforms import MEAN, STD
+from fullres.ops.normalisation import MEAN, STD
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
 from tests.networks import assert_same_labels, narrow, random_image
 
