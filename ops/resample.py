@@ -46,10 +46,7 @@ def bilinear_at(
     """As `bilinear_window`, at the given rows and columns (int64) of the resized map."""
     for axis, dim, positions in ((0, -2, rows), (1, -1, columns)):
         low, high, weight = _weights(positions, in_size[axis], out_size[axis])
-        low, high = ((i - origin[axis]).to(x.device) for i in (low, high))
-        weight = weight.to(x)
-        weight = weight[:, None] if dim == -2 else weight
-        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
+        x = _lerp(x, dim, low - origin[axis], high - origin[axis], weight)
     return x
 
 
@@ -62,12 +59,16 @@ def between_lattice_points(
         at = (positions - origin[axis]).double() / stride
         at = at.clamp(0, x.shape[dim] - 1)
         low = at.floor().long()
-        high = (low + 1).clamp(max=x.shape[dim] - 1)
-        weight = (at - low).to(x)
-        weight = weight[:, None] if dim == -2 else weight
-        low, high = low.to(x.device), high.to(x.device)
-        x = torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
+        x = _lerp(x, dim, low, (low + 1).clamp(max=x.shape[dim] - 1), at - low)
     return x
+
+
+def _lerp(x: Tensor, dim: int, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    """Along `dim`, -2 or -1: from elements `low` to elements `high`, by `weight` of the way."""
+    weight = weight.to(x)
+    weight = weight[:, None] if dim == -2 else weight
+    low, high = low.to(x.device), high.to(x.device)
+    return torch.lerp(x.index_select(dim, low), x.index_select(dim, high), weight)
 
 
 def _weights(positions: Tensor, in_length: int, out_length: int) -> tuple[Tensor, Tensor, Tensor]:
