@@ -10,7 +10,6 @@ interpolated back to every pixel.
 
 import copy
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,8 @@ from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.engines import Merger, Resources
 from fullres.pipeline.predict.execute import DTYPES
 from fullres.pipeline.predict.sampler import Sampler
-from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, check_classes
+from fullres.pipeline.predict.schedule import check_budget, check_classes
 from fullres.pipeline.predict.window_memory import WindowCosts
-
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,9 @@ class Adaptive:
         points = self.sampler.size[0] * self.sampler.size[1]
         result = height * width * (4 * classes if scores else 1)
         peak += points * (8 * classes + 64) + 2 * result
-        least = -(-(ceil(peak / USABLE) + RESERVE) // _MIB)
-        if resources.memory_budget < least * _MIB:
-            raise BudgetError(
-                f"memory budget is {resources.memory_budget / _MIB:.0f} MiB: at least {least} MiB needed for "
-                f"{self.sampler.size[1]}x{self.sampler.size[0]} points with this network in this precision"
-            )
+        across, down = self.sampler.size[1], self.sampler.size[0]
+        what = f"{across}x{down} points with this network in this precision"
+        check_budget(peak, resources.memory_budget, what)
         return AdaptivePlan(AdaptiveSchedule(size, peak), (AdaptiveGrain(macs),))
 
     def parts(self, plan: AdaptivePlan) -> list[Region]:

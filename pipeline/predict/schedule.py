@@ -50,6 +50,14 @@ class BudgetError(FullresError, ValueError):
     """No plan fits the memory budget; the message says the least that works."""
 
 
+def check_budget(peak: int, budget: int, what: str) -> None:
+    """Raise BudgetError where `peak` predicted bytes of `what` do not fit `budget` bytes with what is kept
+    free; it says the least that works, in whole mebibytes."""
+    least = -(-(ceil(peak / USABLE) + RESERVE) // (1 << 20)) << 20
+    if budget < least:
+        raise BudgetError(f"memory budget is {_mib(budget)}: at least {_mib(least)} needed for {what}")
+
+
 def check_classes(classes: int, scores: bool) -> None:
     """Raise NetworkError where class ids would not fit their files: they are uint8."""
     if classes > 256 and not scores:

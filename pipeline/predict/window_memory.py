@@ -6,7 +6,6 @@ input; resizing, which differs from image to image, each time.
 
 from dataclasses import dataclass, replace
 from functools import cache
-from math import ceil
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from fullres.models.count import counted_macs
 from fullres.models.full_resolution.steps import Pair
 from fullres.models.memory import LiveBytes, on_meta
 from fullres.ops.normalisation import IMAGENET, Normalisation
-from fullres.pipeline.predict.schedule import RESERVE, USABLE, BudgetError, Precision
+from fullres.pipeline.predict.schedule import Precision, check_budget
 from fullres.pipeline.predict.windows import Average, WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
-
-_MIB = 1 << 20
 
 
 class WindowCosts:
@@ -52,13 +49,9 @@ class WindowCosts:
                 largest[grain.scaled] = grain
         peaks = {scaled: self.peak(plan.schedule, grain) for scaled, grain in largest.items()}
         costliest = max(peaks, key=lambda scaled: peaks[scaled])
-        least = -(-(ceil(peaks[costliest] / USABLE) + RESERVE) // _MIB)
-        if budget < least * _MIB:
-            height, width = plan.schedule.spec.input_size(costliest)
-            raise BudgetError(
-                f"memory budget is {budget / _MIB:.0f} MiB: at least {least} MiB needed for a window of "
-                f"{width}x{height} pixels with this network in this precision; a smaller window needs less"
-            )
+        height, width = plan.schedule.spec.input_size(costliest)
+        what = f"a window of {width}x{height} pixels with this network in this precision"
+        check_budget(peaks[costliest], budget, f"{what}; a smaller window needs less")
         return replace(plan, schedule=replace(plan.schedule, peak_bytes=peaks[costliest]))
 
     def peak(self, schedule: WindowSchedule, grain: WindowGrain) -> int:
