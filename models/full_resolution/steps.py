@@ -153,33 +153,36 @@ class Pointwise(nn.Module):
         return sum(isinstance(part, Apply) for part in walk(self.root)) > 1
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        given = dict(zip(self.inputs, tensors, strict=True))
-        known: dict[int, Any] = {}
-
-        def value(part: Any) -> Any:
-            if isinstance(part, Input):
-                return given[part.name]
-            if isinstance(part, Size):
-                return tensors[0].shape[part.axis]
-            if isinstance(part, _Held):
-                return getattr(self, part.name)
-            if isinstance(part, _WorkingDtype):
-                return self.working.dtype
-            if isinstance(part, list | tuple):
-                return type(part)(value(p) for p in part)
-            if not isinstance(part, Apply):
-                return part
-            if id(part) not in known:
-                call = value(part.target) if isinstance(part.target, _Held) else _function(part.target)
-                result = call(*value(part.args), **{k: value(v) for k, v in part.kwargs.items()})
-                known[id(part)] = result if part.output is None else result[part.output]
-            return known[id(part)]
-
-        result = value(self.root)
+        result = self._value(self.root, dict(zip(self.inputs, tensors, strict=True)), {})
         memory = result.untyped_storage()._cdata
         # Who reads the result may overwrite it, and must not overwrite the input with it.
         is_view = any(t.untyped_storage()._cdata == memory for t in tensors)
         return result.clone() if is_view else result
+
+    def _value(self, part: Any, given: dict[str, Tensor], known: dict[int, Any]) -> Any:
+        """Of an expression. `known`: results by their call, which may be used more than once.
+
+        It is a method, for a function that names itself would keep all of them until a garbage collection.
+        """
+        if isinstance(part, Input):
+            return given[part.name]
+        if isinstance(part, Size):
+            return given[self.inputs[0]].shape[part.axis]
+        if isinstance(part, _Held):
+            return getattr(self, part.name)
+        if isinstance(part, _WorkingDtype):
+            return self.working.dtype
+        if isinstance(part, list | tuple):
+            return type(part)(self._value(p, given, known) for p in part)
+        if not isinstance(part, Apply):
+            return part
+        if id(part) not in known:
+            held = isinstance(part.target, _Held)
+            call = self._value(part.target, given, known) if held else _function(part.target)
+            named = {name: self._value(v, given, known) for name, v in part.kwargs.items()}
+            result = call(*self._value(part.args, given, known), **named)
+            known[id(part)] = result if part.output is None else result[part.output]
+        return known[id(part)]
 
 
 @cache

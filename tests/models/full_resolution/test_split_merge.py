@@ -1,3 +1,4 @@
+import gc
 import itertools
 import math
 import pickle
@@ -52,6 +53,24 @@ def test_at_multiples_of_the_stride_stands_the_networks_own_output(name):
         full, own = tree(image)[:, :, ::rows, ::columns], network(image.clone())
     assert tree.channels == [own.shape[1]]
     assert_equal(full, own[:, :, : full.shape[2], : full.shape[3]])
+
+
+@every_network
+def test_features_are_freed_at_once(name):
+    # Those in cycles would stay until a garbage collection, at a moment that nobody can tell before.
+    tree, image = split_merge(make(name)), picture(37, 29)
+    tree(image)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        tree(image)
+        gc.collect()
+        assert not [thing for thing in gc.garbage if isinstance(thing, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 # --- elementwise functions ---
