@@ -34,9 +34,10 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Done:
-    """One grain's outcome: its result and the seconds that the device was busy with it."""
+    """One grain's outcome: its result, which has `nbytes`, and the seconds that the device was busy with
+    it."""
 
-    result: np.ndarray
+    result: Any
     busy: float
     peak_bytes: int
 

@@ -40,6 +40,7 @@ from fullres.jobs.predict_options import (
     reader,
     sampled_size,
     window_spec,
+    within,
 )  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
@@ -47,9 +48,9 @@ from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import ImageError, image_size, list_images, naming
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.predict.adaptive import Adaptive
+from fullres.pipeline.predict.adaptive import Adaptive, FromPoints, adaptive_engine
 from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
-from fullres.pipeline.predict.outputs import MANIFEST, write_outputs
+from fullres.pipeline.predict.outputs import MANIFEST, POINTS, write_outputs, write_points
 from fullres.pipeline.predict.sampler import Sampler
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.sources import Source, Sources
@@ -63,6 +64,7 @@ class SaveKind(enum.StrEnum):
     overlay = "overlay"
     npy = "npy"
     safetensors = "safetensors"
+    points = "points"
 
 
 def predict(
@@ -115,7 +117,9 @@ def predict(
     ] = None,
     save: Annotated[
         list[SaveKind] | None,
-        typer.Option(help="Also write: colour picture, overlay, scores. May be given again."),
+        typer.Option(
+            help="Also write: colour picture, overlay, scores, where --size sampled. May be given again."
+        ),
     ] = None,
     output_stride: Annotated[
         int,
@@ -131,9 +135,15 @@ def predict(
             help="Label each image from so many of its pixels, at the cost of an image of that size.",
         ),
     ] = None,
+    gflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Or from the most that so many billion operations an image allow, 2 a multiply-add."
+        ),
+    ] = None,
     adaptive: Annotated[
         str | None,
-        typer.Option(metavar="WEIGHTS", help="A downsampler's, which says where those of --size are."),
+        typer.Option(metavar="WEIGHTS", help="A downsampler's, which says where those pixels are."),
     ] = None,
     attention: Annotated[
         str | None,
@@ -155,7 +165,7 @@ def predict(
     kinds: list[Any] = [kind.value for kind in save or []]
     scores = any(k in ("npy", "safetensors") for k in kinds)
     spec = window_spec(scales, flip, window, stride, base_size, average)
-    sampled = sampled_size(points, adaptive, spec, attention, pool_crop, output_stride)
+    sampled = sampled_size(points, gflops, adaptive, attention, "points" in kinds)
     chosen_bands = bands_of(bands)
     with clear_errors():
         if network_factory is None:
@@ -176,22 +186,29 @@ def predict(
             if pool_over is None:
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
             pool_over((pool_crop, pool_crop))
-        engine: Engine = engine_for(network, spec, tuple(classes.values()), output_stride=output_stride)
-        if sampled is not None:
-            engine = Adaptive(network, Sampler(sampled, None if adaptive is None else downsampler(adaptive)))
+        engine: Engine
+        if sampled is None:
+            engine = engine_for(network, spec, tuple(classes.values()), output_stride=output_stride)
+        else:
+            where = Sampler(sampled, None if adaptive is None else downsampler(adaptive))
+            engine = adaptive_engine(network, where, spec, output_stride, "points" in kinds)
         read = reader(engine.normalisation.channels, chosen_bands)
         found, sources = _to_label(images, out), Sources(out)
-        _check_names(found, [*kinds, *(f"attention_{name}" for name in classes)])
+        shown = POINTS if "points" in kinds else ()
+        _check_names(found, [*kinds, *shown, *(f"attention_{name}" for name in classes)])
         named = [(task.path, task.stem) for task in found]
         sizes = _sizes(sources.pending(named))
         with ray_cluster(address, count):
             device = cluster_device()
             chosen = choose_precision(precision, device)
+            resources = Resources(count or 1, budget, chosen, device)
+            if isinstance(engine, Adaptive) and gflops is not None:
+                engine = within(engine, gflops, resources)
             # A budget too small ends the job here. The largest image needs most.
             for size, example in sorted(sizes.items(), key=lambda item: -prod(item[0])):
                 try:
-                    engine.plan(size, Resources(count or 1, budget, chosen, device), scores)
-                except BudgetError as error:
+                    engine.plan(size, resources, scores)
+                except (BudgetError, ImageError) as error:
                     fail(naming(example, str(error)))
             settings = {
                 "model": model, "weights": digest, "dataset": known.name, "precision": chosen,
@@ -201,12 +218,14 @@ def predict(
                 settings |= {"like": like}
             if output_stride > 1:
                 settings |= {"output_stride": output_stride}
-            if isinstance(engine, Windows):
-                settings |= {"windows": json.loads(json.dumps(asdict(engine.spec)))}
+            labels = engine
             if isinstance(engine, Adaptive):
-                where = engine.sampler.downsampler
-                said = None if where is None else _state_digest(where)
+                there = engine.sampler.downsampler
+                said = None if there is None else _state_digest(there)
                 settings |= {"sampling": {"size": list(engine.sampler.size), "downsampler": said}}
+                labels = engine.inner
+            if isinstance(labels, Windows):
+                settings |= {"windows": json.loads(json.dumps(asdict(labels.spec)))}
             if classes:
                 settings |= {"attention": list(classes)}
             if engine.normalisation != IMAGENET:
@@ -224,6 +243,9 @@ def predict(
                 maps: dict[str, Any] = {}
                 if isinstance(result, Guided):
                     result, maps = result.classes, dict(zip(classes, result.attention, strict=True))
+                elif isinstance(result, FromPoints):
+                    write_points(out, task.stem, image, result, known.palette)
+                    result = result.result
                 write_outputs(out, task.stem, image, result, known.palette, kinds, maps)
                 if task.stem in made_from:  # else it came after the run began, and is labelled again
                     sources.add(task.stem, made_from[task.stem])

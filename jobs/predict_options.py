@@ -12,6 +12,8 @@ from fullres.models.downsampler import Downsampler
 from fullres.models.full_resolution.split_merge import FullResolution
 from fullres.pipeline.data.images import read_channels
 from fullres.pipeline.datasets import Dataset
+from fullres.pipeline.predict.adaptive import Adaptive, largest_size
+from fullres.pipeline.predict.engines import Resources
 from fullres.pipeline.predict.published import is_remote
 from fullres.pipeline.predict.sampler import load_downsampler
 from fullres.pipeline.predict.windows import Average, WindowSpec
@@ -85,26 +87,34 @@ def reader(channels: int, bands: tuple[int, ...] | None) -> Read:
 
 
 def sampled_size(
-    size: str | None,
-    adaptive: str | None,
-    spec: WindowSpec | None,
-    attention: str | None,
-    pool_crop: int | None,
-    output_stride: int,
+    size: str | None, gflops: float | None, adaptive: str | None, attention: str | None, shown: bool
 ) -> tuple[int, int] | None:
-    """(h, w) of the points that an image is labelled from; None for all of its pixels."""
-    if size is None:
-        if adaptive is not None:
-            fail(f"--adaptive is '{adaptive}': say with --size how many pixels it is to choose")
+    """(h, w) of the points that an image is labelled from, the fewest there are where `within` is to say;
+    None for all of its pixels."""
+    if size is None and gflops is None:
+        for option, given in (("--adaptive", adaptive), ("--save", "points" if shown else None)):
+            if given is not None:
+                fail(f"{option} is '{given}': say with --size or --gflops how many pixels are chosen")
         return None
-    if spec is not None:
-        fail(f"--size is '{size}': without --scales, --flip, --window, --base-size and --average")
-    if attention is not None or pool_crop is not None or output_stride > 1:
-        fail(f"--size is '{size}': without --attention, --pool-crop and --output-stride")
+    if size is not None and gflops is not None:
+        fail(f"--gflops is {gflops:g}: without --size, which it finds")
+    if attention is not None:
+        fail(f"--attention is '{attention}': of all of an image's pixels, without --size and --gflops")
+    if size is None:
+        return 2, 2
     points = parse_size(f"{size}x{size}" if size.isdecimal() else size)
     if min(points) < 2:
         fail(f"--size is '{size}': at least 2 pixels a side")
     return points
+
+
+def within(engine: Adaptive, gflops: float, resources: Resources) -> Adaptive:
+    """With the most points that so many operations and the memory budget allow."""
+    size = largest_size(engine, gflops, resources)
+    if size is None:
+        budget = resources.memory_budget >> 20
+        fail(f"--gflops is {gflops:g}: not enough for 8x8 points with this network, or {budget} MiB are not")
+    return engine.with_size(size)
 
 
 def downsampler(weights: str) -> Downsampler:

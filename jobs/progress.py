@@ -60,7 +60,7 @@ def summarise(progress: Progress, settings: dict[str, Any], skipped: int) -> dic
         "images": {"done": progress.done, "already_done": skipped, "failed": len(progress.failures)},
         "failures": progress.failures,
         "wall_seconds": round(wall, 3),
-        "tera_operations": round(2 * progress.macs_done / 1e12, 3),
+        "tera_operations": round(2 * progress.macs_done / 1e12, 6),
         "grains": {"done": progress.grains_done, "run_again": progress.grains_rerun},
         "bytes": {
             "images_out": progress.bytes_out,

@@ -28,8 +28,8 @@ from fullres.ops.metrics import confusion_matrix
 from fullres.ops.sampling import resize_tensor
 from fullres.ops.sampling_solve import sampling_tensor
 from fullres.pipeline.data.files import atomic, write_bytes_atomically
-from fullres.pipeline.predict.adaptive import Adaptive
-from fullres.pipeline.predict.engines import Resources
+from fullres.pipeline.predict.adaptive import adaptive_engine
+from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, load_downsampler, sampled_and_back
 from fullres.pipeline.review.evaluate import Evaluation
 from fullres.pipeline.train.config import TrainingConfig
@@ -122,16 +122,15 @@ def _of_network(
         weights = fit(own, device, lambda report: bar.update(task, completed=report.step))
     network, _ = load_network(own.model.name, Path(weights))
     where = load_downsampler(auxiliary, torch.device("cpu")) if way == "adaptive" else None
-    engine = Adaptive(network, Sampler((size, size), where))
+    engine = adaptive_engine(network, Sampler((size, size), where))
     runner = engine.predictor(device, "fp32")
     resources = Resources(1, _BUDGET, "fp32", device.type)
 
     def label(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        plan = engine.plan((image.shape[0], image.shape[1]), resources, False)
-        return runner.run(plan.schedule, plan.grains[0], image)
+        return label_image(engine, runner, image, resources)
 
     found, milliseconds = _scored(frames, label, f"{way} {size}")
-    macs = engine.plan((1, 1), resources, False).grains[0].macs
+    macs = sum(grain.macs for grain in engine.plan((size, size), resources, False).grains)
     return Point(way, size, 2e-9 * macs, milliseconds, found.mean_iou, found.target_iou)
 
 

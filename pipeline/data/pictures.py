@@ -1,6 +1,7 @@
 """Pictures of label maps for people: class colours, those laid over the image, and several in one."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import cv2
 import numpy as np
@@ -24,6 +25,18 @@ def heat(image: np.ndarray, values: np.ndarray, alpha: float = 0.5) -> np.ndarra
     """Lay an HxW map of values in [0, 1], blue to red, with weight `alpha` over an HxWx3 uint8 RGB image."""
     colours = cv2.applyColorMap(np.rint(255 * values).astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.addWeighted(image, 1 - alpha, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), alpha, 0)
+
+
+def dotted(picture: np.ndarray, phi: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """An HxWx3 uint8 RGB picture with a dot at each point of a sampling tensor, h x w x 2, about a third as
+    wide as points are apart. colours: (3,) uint8, or h x w x 3 of each."""
+    painted = picture.copy()
+    extent = np.array(picture.shape[:2]) - 1
+    radius = int(min(extent / phi.shape[:2]) // 6)
+    rows, columns = np.moveaxis(np.rint(phi.astype(np.float64) * extent).astype(np.intp), -1, 0)
+    for down, across in product(range(-radius, radius + 1), repeat=2):
+        painted[np.clip(rows + down, 0, extent[0]), np.clip(columns + across, 0, extent[1])] = colours
+    return painted
 
 
 def shrunk(picture: np.ndarray, longest: int) -> np.ndarray:

@@ -1,16 +1,19 @@
 """Labelling an image from few of its pixels ("Learning Downsampling Near Semantic Boundaries", Fig. 2): it is
-sampled at some points, a network labels what was sampled as if it were an image, and its logits are
-interpolated back to every pixel.
+sampled at some points, what was sampled is labelled as if it were an image, and the scores are interpolated
+back to every pixel.
 
 - Where the points are says a `Sampler`: near semantic boundaries, or on a uniform grid, which is the paper's
   baseline; both take the same way.
-- Logits are interpolated and compared after, as scores of a network are enlarged everywhere.
-- An image is one grain. All three steps are done by the worker that has it: what comes back are classes.
+- How the sampled image is labelled says another engine: one look of the network, windows and scales, or
+  split-merge within the memory budget where the points are many.
+- Scores are interpolated and compared after, as those of a network are enlarged everywhere.
+- Grains are those of the sampled image. Where it is one, its worker takes all three steps and what comes back
+  are classes; else whoever merges interpolates.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,95 +22,174 @@ from torch import nn
 from fullres.models.downsampler import Downsampler
 from fullres.models.full_resolution.geometry import Span
 from fullres.models.full_resolution.levels import Region
+from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
-from fullres.ops.convolution import compute_exactly
 from fullres.ops.interpolate import (
     interpolate_labels,
     interpolate_scores,
     interpolate_tensor,
     interpolate_tensor_labels,
 )
-from fullres.ops.normalisation import Normalisation, normalisation_of, normalise
 from fullres.ops.sampling import sample
+from fullres.pipeline.data.images import ImageError
 from fullres.pipeline.predict.bound import Precision
-from fullres.pipeline.predict.engines import Merger, Resources
-from fullres.pipeline.predict.execute import DTYPES
+from fullres.pipeline.predict.engines import (
+    Engine,
+    GrainOfWork,
+    Merger,
+    PlanOfWork,
+    Resources,
+    Runner,
+    engine_for,
+)
 from fullres.pipeline.predict.sampler import Sampler
-from fullres.pipeline.predict.schedule import check_budget, check_classes
+from fullres.pipeline.predict.schedule import BudgetError, check_budget, check_classes
 from fullres.pipeline.predict.window_memory import WindowCosts
+from fullres.pipeline.predict.windows import WindowSpec
+
+# What `--gflops` chooses from: sides of this step, up to this side.
+_STEP, _LARGEST = 8, 4096
+
+
+class FromPoints(NamedTuple):
+    """A result with how it came about. `result`: H x W uint8 class ids, or classes x H x W scores. `phi`: the
+    sampling tensor, h x w x 2. `at_points`: h x w uint16, the classes at the points."""
+
+    result: np.ndarray
+    phi: np.ndarray
+    at_points: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """On its way from a worker."""
+        return self.result.nbytes + self.phi.nbytes + self.at_points.nbytes
 
 
 @dataclass(frozen=True)
 class AdaptiveGrain:
-    """A whole image. `macs`: of the network and the downsampler."""
+    """A grain of the sampled image, which is computed from `region` of it. `macs`: with the downsampler's."""
 
+    index: int
     macs: int
-    index: int = 0
+    inner: GrainOfWork
+    region: Region
     tile: int = 0
 
 
 @dataclass(frozen=True)
 class AdaptiveSchedule:
-    """What a worker must know beside the grain. `size`: of the image. `peak_bytes`: predicted, beyond the
-    networks' own memory."""
+    """What a worker must know beside the grain. `size`: of the image. `inner`: the schedule of the sampled
+    image. `alone`: its whole plan, if that is one grain. `peak_bytes`: predicted, beyond the networks' own
+    memory."""
 
     size: Pair
+    inner: Any
+    alone: PlanOfWork | None
     peak_bytes: int
 
 
 @dataclass(frozen=True)
 class AdaptivePlan:
-    """Plain values only."""
+    """`inner`: of the sampled image."""
 
     schedule: AdaptiveSchedule
     grains: tuple[AdaptiveGrain, ...]
+    inner: PlanOfWork
 
 
 class Adaptive:
-    """An `Engine`: `network` returns logits N x classes x h x w of what the sampler reads."""
+    """An `Engine` around another one, which labels what the sampler reads. With `show_points` results are
+    `FromPoints`."""
 
-    def __init__(
-        self, network: nn.Module, sampler: Sampler, normalisation: Normalisation | None = None
-    ) -> None:
-        self.network, self.sampler = network, sampler
-        self.normalisation = normalisation_of(network, normalisation)
-        self._costs: dict[Precision, tuple[int, int, int]] = {}
+    def __init__(self, inner: Engine, sampler: Sampler, show_points: bool = False) -> None:
+        self.inner, self.sampler, self.show_points = inner, sampler, show_points
+        self.normalisation = inner.normalisation
+        small = sampler.downsampler
+        cost = None if small is None else WindowCosts(_Flat(small), "fp32").cost(*small.small)
+        self._macs, self._peak = (0, 0) if cost is None else (cost.macs, cost.peak)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Adaptive, (self.network, self.sampler, self.normalisation)
+    def with_size(self, size: Pair) -> "Adaptive":
+        sized = copy.copy(self)
+        sized.sampler = replace(self.sampler, size=size)
+        return sized
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> AdaptivePlan:
-        macs, peak, classes = self._cost(resources.precision)
-        height, width = size
-        # The image is there. What is sampled from it, and the result with its copy for whoever merges:
-        points = self.sampler.size[0] * self.sampler.size[1]
-        result = height * width * (4 * classes if scores else 1)
-        peak += points * (8 * classes + 64) + 2 * result
-        across, down = self.sampler.size[1], self.sampler.size[0]
-        what = f"{across}x{down} points with this network in this precision"
-        check_budget(peak, resources.memory_budget, what)
-        return AdaptivePlan(AdaptiveSchedule(size, peak), (AdaptiveGrain(macs),))
+        """Raises ImageError where an image has fewer pixels than there are points."""
+        down, across = self.sampler.size
+        if down * across > size[0] * size[1]:
+            raise ImageError(
+                f"{size[1]}x{size[0]} pixels are fewer than the {across}x{down} to label it from"
+            )
+        classes = self.inner.classes(self.sampler.size, resources.precision)
+        # The image is there. What is sampled from it with its scores, and the result with its copy for
+        # whoever merges:
+        own = down * across * (8 * classes + 64) + 2 * size[0] * size[1] * (4 * classes if scores else 1)
+        budget = resources.memory_budget
+        check_budget(own + self._peak, budget, f"{across}x{down} points of {size[1]}x{size[0]} pixels")
+        taken = -(-own >> 20)  # whole MiB, as budgets are said
+        try:
+            rest = replace(resources, memory_budget=budget - (taken << 20))
+            inner = self.inner.plan(self.sampler.size, rest, True)
+        except BudgetError as error:
+            said = f"{taken} of {budget >> 20} MiB are for the points and the result"
+            raise BudgetError(f"{said}, of the rest: {error}") from error
+        peak = max(inner.schedule.peak_bytes, self._peak) + own
+        alone = inner if len(inner.grains) == 1 else None
+        parts = self.inner.parts(inner)
+        return AdaptivePlan(
+            AdaptiveSchedule(size, inner.schedule, alone, peak),
+            tuple(
+                AdaptiveGrain(grain.index, grain.macs + self._macs, grain, parts[grain.tile])
+                for grain in inner.grains
+            ),
+            inner,
+        )
+
+    def classes(self, size: Pair, precision: Precision) -> int:
+        return self.inner.classes(self.sampler.size, precision)
 
     def parts(self, plan: AdaptivePlan) -> list[Region]:
         height, width = plan.schedule.size
         return [(Span(0, height), Span(0, width))]
 
     def merger(self, plan: AdaptivePlan, scores: bool) -> Merger:
-        return _Whole()
+        return _Interpolated(self.inner.merger(plan.inner, True), plan.schedule, scores, self.show_points)
 
     def predictor(self, device: torch.device, precision: Precision) -> "AdaptivePredictor":
-        return AdaptivePredictor(self.network, self.sampler, device, precision, self.normalisation)
+        return AdaptivePredictor(self.inner, self.sampler, device, precision)
 
-    def _cost(self, precision: Precision) -> tuple[int, int, int]:
-        """Multiply-adds, bytes at the worst moment, and how many classes there are."""
-        if precision not in self._costs:
-            cost = WindowCosts(self.network, precision, (), self.normalisation).cost(*self.sampler.size)
-            macs, peak = cost.macs, cost.peak
-            if (downsampler := self.sampler.downsampler) is not None:
-                small = WindowCosts(_Flat(downsampler), "fp32").cost(*downsampler.small)
-                macs, peak = macs + small.macs, max(peak, small.peak)
-            self._costs[precision] = macs, peak, cost.shape[1]
-        return self._costs[precision]
+
+def adaptive_engine(
+    network: nn.Module,
+    sampler: Sampler,
+    spec: WindowSpec | None = None,
+    output_stride: int = 1,
+    show_points: bool = False,
+) -> Adaptive:
+    """What was sampled is labelled as `engine_for` labels an image, and logits interpolated where no windows
+    are asked for. Raises NetworkError."""
+    if spec is None and not isinstance(network, HasFullResolution):
+        spec = WindowSpec(average="logits")
+    return Adaptive(engine_for(network, spec, output_stride=output_stride), sampler, show_points)
+
+
+def largest_size(engine: Adaptive, giga_operations: float, resources: Resources) -> Pair | None:
+    """The most points, as many a row as rows, that an image is labelled from with at most so many billion
+    operations, two a multiply-add, and within the memory budget: a multiple of 8 a side up to 4096. None:
+    not even 8."""
+
+    def fits(side: int) -> bool:
+        try:
+            plan = engine.with_size((side, side)).plan((side, side), resources, False)
+        except BudgetError:
+            return False
+        return 2e-9 * sum(grain.macs for grain in plan.grains) <= giga_operations
+
+    low, high = 0, _LARGEST // _STEP + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
+    return (low * _STEP, low * _STEP) if low else None
 
 
 class _Flat(nn.Module):
@@ -122,52 +204,60 @@ class _Flat(nn.Module):
 
 
 @dataclass
-class _Whole:
-    """A `Merger` of one grain."""
+class _Interpolated:
+    """A `Merger` of grains of the sampled image, or of the one with the result."""
 
+    inner: Merger
+    schedule: AdaptiveSchedule
+    scores: bool
+    show_points: bool
     result: Any = None
 
-    def add(self, grain: AdaptiveGrain, part: np.ndarray) -> bool:
-        self.result = part
+    def add(self, grain: AdaptiveGrain, part: FromPoints) -> bool:
+        if self.schedule.alone is None:
+            if not self.inner.add(grain.inner, part.result):
+                return False
+            scores = np.asarray(self.inner.result, np.float32)
+            part = _from_points(scores, part.phi, self.schedule.size, self.scores, torch.device("cpu"))
+        self.result = part if self.show_points else part.result
         return True
 
 
 class AdaptivePredictor:
-    """A network and where it reads, ready on one device. The downsampler computes in fp32: coordinates of
-    bf16 are pixels apart."""
+    """An engine's network and where it reads, ready on one device. The downsampler computes in fp32:
+    coordinates of bf16 are pixels apart."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        sampler: Sampler,
-        device: torch.device,
-        precision: Precision,
-        normalisation: Normalisation,
-    ) -> None:
-        self.device, self.dtype, self.normalisation = device, DTYPES[precision], normalisation
-        compute_exactly(device)
-        own = copy.deepcopy(network).eval().requires_grad_(False)  # the caller's stays as it is
-        self.network = own.to(device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def __init__(self, inner: Engine, sampler: Sampler, device: torch.device, precision: Precision) -> None:
+        self.device, self.inner = device, inner
+        self.runner: Runner = inner.predictor(device, precision)
         there = sampler.downsampler
         self.sampler = Sampler(sampler.size, None if there is None else copy.deepcopy(there).to(device))
 
     def run(
         self, schedule: AdaptiveSchedule, grain: AdaptiveGrain, image: np.ndarray, scores: bool = False
-    ) -> np.ndarray:
-        """image: H x W x 3 uint8. H x W uint8 class ids, or logits, classes x H x W float32."""
+    ) -> FromPoints:
+        """image: H x W x 3 uint8. `FromPoints` of it, or of a grain among several the part of the sampled
+        image's scores, without classes."""
         phi = self.sampler.at(image)
-        logits = self.logits(sample(image, phi))
-        size = (image.shape[0], image.shape[1])
-        check_classes(logits.shape[1], scores)
-        if self.device.type == "cpu":
-            interpolate = interpolate_scores if scores else interpolate_labels
-            return interpolate(logits[0].numpy(), phi, size)
-        on_device = torch.from_numpy(phi)[None].to(self.device)
-        back = interpolate_tensor if scores else interpolate_tensor_labels
-        return back(logits, on_device, size)[0].cpu().numpy()
+        rows, columns = grain.region
+        sampled = sample(image, phi)[rows.start : rows.stop, columns.start : columns.stop]
+        part = self.runner.run(schedule.inner, grain.inner, sampled, True)
+        if schedule.alone is None:
+            return FromPoints(part, phi, np.empty(0, np.uint16))
+        merger = self.inner.merger(schedule.alone, True)
+        merger.add(grain.inner, part)
+        return _from_points(np.asarray(merger.result, np.float32), phi, schedule.size, scores, self.device)
 
-    @torch.inference_mode()
-    def logits(self, sampled: np.ndarray) -> torch.Tensor:
-        """Of what was sampled, h x w x 3 uint8: 1 x classes x h x w fp32, on the device."""
-        x = normalise(torch.from_numpy(sampled).to(self.device)[None], self.dtype, self.normalisation)
-        return self.network(x).float()
+
+def _from_points(
+    values: np.ndarray, phi: np.ndarray, size: Pair, scores: bool, device: torch.device
+) -> FromPoints:
+    """values: the points' scores, classes x h x w float32. With or without those of every pixel."""
+    check_classes(len(values), scores)
+    if device.type == "cpu":
+        result = (interpolate_scores if scores else interpolate_labels)(values, phi, size)
+    else:
+        there, where = (torch.from_numpy(array)[None].to(device) for array in (values, phi))
+        back = interpolate_tensor if scores else interpolate_tensor_labels
+        result = back(there, where, size)[0].cpu().numpy()
+    return FromPoints(result, phi, values.argmax(0).astype(np.uint16))

@@ -1,4 +1,5 @@
-"""The two ways to label an image, as whoever runs them sees them: exact split-merge, and sliding windows.
+"""The two ways to label all of an image, as whoever runs them sees them: exact split-merge, and sliding
+windows.
 
 An engine says what to compute (`plan`), which parts of the image that takes (`parts`), makes a network ready
 on a device (`predictor`), and puts results together (`merger`).
@@ -61,18 +62,19 @@ class PlanOfWork(Protocol):
 class Runner(Protocol):
     """A network ready on one device."""
 
-    def run(self, schedule: Any, grain: Any, window: np.ndarray, scores: bool) -> np.ndarray:
-        """The result of a grain, computed from its tile's part of the image: what a `Merger` takes."""
+    def run(self, schedule: Any, grain: Any, window: np.ndarray, scores: bool) -> Any:
+        """The result of a grain, computed from its tile's part of the image: what a `Merger` takes. It has
+        `nbytes`."""
         ...
 
 
 class Merger(Protocol):
     """Takes grains' results in any order. `result`: H x W uint8 class ids or classes x H x W scores, or
-    `windows.Guided`."""
+    `windows.Guided`, or `adaptive.FromPoints`."""
 
     result: Any
 
-    def add(self, grain: Any, part: np.ndarray) -> bool:
+    def add(self, grain: Any, part: Any) -> bool:
         """Whether `result` is complete now."""
         ...
 
@@ -85,6 +87,10 @@ class Engine(Protocol):
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> PlanOfWork:
         """Raises BudgetError."""
+        ...
+
+    def classes(self, size: Pair, precision: Precision) -> int:
+        """How many scores a pixel of an image has."""
         ...
 
     def parts(self, plan: Any) -> list[Region]:
@@ -148,6 +154,9 @@ class SplitMerge:
     def plan(self, size: Pair, resources: Resources, scores: bool) -> Plan:
         return plan_image(self.tree, size, **vars(resources), scores=scores)
 
+    def classes(self, size: Pair, precision: Precision) -> int:
+        return self.tree.channels[0]
+
     def parts(self, plan: Plan) -> list[Region]:
         bound = BoundTree(self.tree, plan.schedule)
         return [bound.part(tile) for tile in plan.schedule.tiles]
@@ -192,11 +201,17 @@ class Windows:
         return Windows, (self.network, self.spec, self.attention, self.normalisation)
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> windows.WindowPlan:
-        precision = resources.precision
+        costs = self._of(resources.precision)
+        return costs.fit(windows.plan_windows(size, self.spec, costs.macs), resources.memory_budget)
+
+    def classes(self, size: Pair, precision: Precision) -> int:
+        read = self.spec.input_size(self.spec.scaled(size, self.spec.scales[0]))
+        return self._of(precision).cost(*read).shape[1] - len(self.attention)
+
+    def _of(self, precision: Precision) -> WindowCosts:
         if precision not in self._costs:
             self._costs[precision] = WindowCosts(self.network, precision, self.attention, self.normalisation)
-        costs = self._costs[precision]
-        return costs.fit(windows.plan_windows(size, self.spec, costs.macs), resources.memory_budget)
+        return self._costs[precision]
 
     def parts(self, plan: windows.WindowPlan) -> list[Region]:
         height, width = plan.schedule.size

@@ -10,14 +10,18 @@ import torch
 from safetensors.torch import save
 
 from fullres.ops.errors import FullresError
+from fullres.ops.sampling import sample
 from fullres.pipeline.data.files import atomic, write_bytes_atomically
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.data.pictures import colour, heat, overlay
+from fullres.pipeline.data.pictures import colour, dotted, heat, overlay
+from fullres.pipeline.predict.adaptive import FromPoints
 
-Kind = Literal["color", "overlay", "npy", "safetensors"]
+Kind = Literal["color", "overlay", "npy", "safetensors", "points"]
+# What `write_points` adds to the names of images.
+POINTS = ("grid", "sampled", "points")
 MANIFEST = "predict.json"
 # What the names of the pictures for people add to the image's; see `write_outputs`.
-_PICTURES = re.compile("_color|_overlay|_attention_.+")
+_PICTURES = re.compile("_color|_overlay|_grid|_sampled|_points|_attention_.+")
 
 
 class OutputsError(FullresError, ValueError):
@@ -56,10 +60,9 @@ def write_outputs(
     labels = result if result.ndim == 2 else argmax(result)
     if "color" in kinds:
         write_png(_named(out, stem, "_color.png"), colour(labels, palette))
-    # Of an image that isn't RGB, what shows best: its first three channels, or the first as grey.
-    image = image[..., :3] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, -1)
+    image = _rgb(image)
     if "overlay" in kinds:
-        write_png(_named(out, stem, "_overlay.png"), overlay(np.ascontiguousarray(image), labels, palette))
+        write_png(_named(out, stem, "_overlay.png"), overlay(image, labels, palette))
     if "npy" in kinds:
         with atomic(_named(out, stem, "_scores.npy")) as temporary:
             np.save(temporary, result)
@@ -70,6 +73,28 @@ def write_outputs(
     for name, values in (attention or {}).items():
         write_png(_named(out, stem, f"_attention_{name.replace(' ', '_')}.png"), heat(image, values))
     write_png(_named(out, stem, ".png"), labels)
+
+
+def write_points(
+    out: Path, stem: Path, image: np.ndarray, found: FromPoints, palette: Sequence[Sequence[int]]
+) -> None:
+    """How an image was labelled from some of its pixels (the paper's Figs. 1 and 7): `STEM_grid.png`, where
+    they are; `STEM_sampled.png`, what the network saw; `STEM_points.png`, what it said, each class where it
+    was read."""
+    image = _rgb(image)
+    classes = colour(found.at_points.astype(np.uint8), palette)
+    pictures = {
+        "grid": dotted(image, found.phi, np.array([255, 40, 40], np.uint8)),
+        "sampled": sample(image, found.phi),
+        "points": dotted(np.zeros_like(image), found.phi, classes),
+    }
+    for name in POINTS:
+        write_png(_named(out, stem, f"_{name}.png"), pictures[name])
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """Of an image that isn't RGB, what shows best: its first three channels, or the first as grey."""
+    return np.ascontiguousarray(image[..., :3]) if image.shape[2] > 2 else np.repeat(image[..., :1], 3, -1)
 
 
 def argmax(scores: np.ndarray) -> np.ndarray:

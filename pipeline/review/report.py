@@ -25,6 +25,9 @@ from fullres.pipeline.review.evaluate import Evaluation, evaluate, match
 
 THUMBNAIL = 960  # pixels along the longer side
 CROP = (112, 224)  # (h, w) of the part shown enlarged
+_RIGHT, _BETTER, _WORSE, _BOTH = (255, 255, 255), (26, 152, 80), (215, 48, 39), (150, 150, 150)
+# What `predict --save points` leaves beside class ids.
+_POINTS = {"grid": "where it was sampled", "sampled": "what was sampled", "points": "classes at the points"}
 THIN = 7  # pixels: what is no wider, and the outline of what is
 
 
@@ -51,7 +54,7 @@ class _Panel:
     note: str
     full: str
     thumbnail: str
-    crop: str
+    crop: str | None
 
 
 def write_report(
@@ -113,6 +116,14 @@ def busiest_crop(labels: np.ndarray, ids: Sequence[int], size: tuple[int, int]) 
     return int(top), int(left)
 
 
+def compared_errors(labels: np.ndarray, before: np.ndarray, truth: np.ndarray, ignored: int) -> np.ndarray:
+    """Errors of one prediction beside another's, label maps of H x W uint8, as a picture: green where only
+    `before` is wrong, red where only `labels` is, grey where both are, white elsewhere."""
+    wrong, was = ((found != truth) & (truth != ignored) for found in (labels, before))
+    table = np.array([_RIGHT, _BETTER, _WORSE, _BOTH], np.uint8)
+    return table[2 * wrong + was]
+
+
 def _frame(
     name: str, image_path: Path, label_path: Path, found: list[tuple[str, Path]], known: Dataset, out: Path
 ) -> list[_Panel]:
@@ -122,21 +133,33 @@ def _frame(
     window = np.s_[top : top + CROP[0], left : left + CROP[1]]
 
     def panel(title: str, note: str, picture: np.ndarray, kind: str) -> _Panel:
-        files = [f"pictures/{name}/{kind}{size}.png" for size in ("", "_small", "_crop")]
-        for file, pixels in zip(files, (picture, shrunk(picture, THUMBNAIL), picture[window]), strict=True):
-            write_png(out / file, pixels)
-        return _Panel(title, note, *(quote(os.fsencode(file)) for file in files))
+        pictures = {"": picture, "_small": shrunk(picture, THUMBNAIL)}
+        if picture.shape[:2] == truth.shape:
+            pictures["_crop"] = picture[window]
+        files = {size: f"pictures/{name}/{kind}{size}.png" for size in pictures}
+        for size, file in files.items():
+            write_png(out / file, pictures[size])
+        links = {size: quote(os.fsencode(file)) for size, file in files.items()}
+        return _Panel(title, note, links[""], links["_small"], links.get("_crop"))
 
     height, width = truth.shape
     panels = [
         panel("image", f"{width} x {height}", image, "image"),
         panel("truth", "labels", colour(truth, known.palette), "truth"),
     ]
+    first = read_labels(found[0][1]) if found else truth
     for i, (title, path) in enumerate(found):
         labels = read_labels(path)
         confusion = metrics.confusion_matrix(labels, truth, len(known.classes), known.ignore_index)
         note = f"mean IoU here {_percent(metrics.mean_score(metrics.class_iou(confusion)))}"
         panels.append(panel(title, note, colour(labels, known.palette), f"prediction{i + 1}"))
+        if i:
+            errors = compared_errors(labels, first, truth, known.ignore_index)
+            panels.append(panel(title, f"errors beside {found[0][0]}'s", errors, f"errors{i + 1}"))
+        for kind, said in _POINTS.items():
+            picture = path.with_name(f"{path.stem}_{kind}.png")
+            if picture.exists():
+                panels.append(panel(title, said, read_image(picture), f"{kind}{i + 1}"))
     return panels
 
 
@@ -184,7 +207,18 @@ def _runs(predictions: Sequence[Prediction]) -> list[tuple[str, list[str]]]:
 def _run(prediction: Prediction) -> dict[str, str]:
     """What the folder's summary.json says of how it was made; "–" where it says nothing."""
     row = dict.fromkeys(
-        ("model", "parameters", "precision", "images", "seconds", "workers", "workers busy"), "–"
+        (
+            "model",
+            "parameters",
+            "points",
+            "GFLOP an image",
+            "precision",
+            "images",
+            "seconds",
+            "workers",
+            "workers busy",
+        ),
+        "–",
     )
     try:
         summary = json.loads((prediction.folder / "summary.json").read_text())
@@ -194,8 +228,14 @@ def _run(prediction: Prediction) -> dict[str, str]:
     row |= {key: str(settings[key]) for key in ("model", "precision") if key in settings}
     if "parameters" in summary:
         row["parameters"] = f"{summary['parameters']:,}"
+    if "sampling" in settings:
+        down, across = settings["sampling"]["size"]
+        row["points"] = f"{across}x{down}, {'adaptive' if settings['sampling']['downsampler'] else 'uniform'}"
     if "images" in summary:
-        row["images"] = str(summary["images"].get("done", "–"))
+        done = summary["images"].get("done", "–")
+        row["images"] = str(done)
+        if done and "tera_operations" in summary:
+            row["GFLOP an image"] = f"{1000 * summary['tera_operations'] / done:,.2f}"
     if "wall_seconds" in summary:
         row["seconds"] = f"{summary['wall_seconds']:.1f}"
     if workers:

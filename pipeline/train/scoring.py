@@ -15,7 +15,7 @@ from fullres.models.full_resolution.trace import evaluation
 from fullres.ops.metrics import confusion_matrix
 from fullres.pipeline.data.pictures import colour, shrunk, stacked
 from fullres.pipeline.datasets import Dataset
-from fullres.pipeline.predict.adaptive import Adaptive
+from fullres.pipeline.predict.adaptive import adaptive_engine
 from fullres.pipeline.predict.bound import Precision
 from fullres.pipeline.predict.engines import Resources, engine_for, label_image
 from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_of
@@ -71,7 +71,7 @@ def _labeller(
     how = (
         engine_for(network)
         if sampling.size is None
-        else Adaptive(network, sampler_of(sampling.size, sampling.auxiliary, torch.device("cpu")))
+        else adaptive_engine(network, sampler_of(sampling.size, sampling.auxiliary, torch.device("cpu")))
     )
     runner, resources = how.predictor(device, precision), Resources(1, _BUDGET, precision, device.type)
     return lambda image, labels: label_image(how, runner, image, resources)

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.downsampler import Downsampler
 from fullres.models.weights import WeightsInfo, load_network, save_weights
+from fullres.ops.sampling import sample
 from fullres.pipeline.data.images import read_image, read_labels, write_png
-from fullres.pipeline.predict.adaptive import Adaptive
+from fullres.pipeline.predict.adaptive import adaptive_engine
 from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, load_downsampler
 from fullres.pipeline.scenes import render_scene
@@ -46,7 +47,7 @@ def asked(files, *more):
 def in_one_process(files, path, points, adaptive):
     network = load_network("unet", files / "unet.safetensors")[0]
     where = load_downsampler(str(files / "where.safetensors"), torch.device("cpu")) if adaptive else None
-    engine = Adaptive(network, Sampler(points, where))
+    engine = adaptive_engine(network, Sampler(points, where))
     runner = engine.predictor(torch.device("cpu"), "fp32")
     return label_image(engine, runner, read_image(path), Resources(1, 4 << 30, "fp32", "cpu"))
 
@@ -67,6 +68,25 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(files, tmp_path, s
     assert (sampling["downsampler"] is not None) == adaptive
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_pictures_of_where_it_looked(files, tmp_path, adaptive):
+    more = ("--adaptive", files / "where.safetensors") if adaptive else ()
+    out = tmp_path / "out"
+    assert asked(files, "--size", "40x32", *more, "--save", "points", "--out", out).exit_code == 0
+    where = load_downsampler(str(files / "where.safetensors"), torch.device("cpu")) if adaptive else None
+    for path in (files / "scenes").iterdir():
+        image = read_image(path)
+        phi = Sampler((32, 40), where).at(image)
+        assert np.array_equal(read_image(out / f"{path.stem}_sampled.png"), sample(image, phi))
+        grid, points = (read_image(out / f"{path.stem}_{kind}.png") for kind in ("grid", "points"))
+        dots = (grid == (255, 40, 40)).all(-1)
+        assert dots[[0, 0, -1, -1], [0, -1, 0, -1]].all()
+        assert np.array_equal(grid[~dots], image[~dots])
+        assert not points[~dots].any()
+        assert np.array_equal(read_labels(out / path.name), in_one_process(files, path, (32, 40), adaptive))
+    assert len(list(out.glob("*.png"))) == 12
+
+
 def test_results_of_other_points_are_not_gone_on_with(files, tmp_path):
     assert asked(files, "--size", "32", "--out", tmp_path / "out").exit_code == 0
     for more in (("--size", "33"), ("--size", "32", "--adaptive", files / "where.safetensors"), ()):
@@ -81,11 +101,16 @@ def test_results_of_other_points_are_not_gone_on_with(files, tmp_path):
         (("--size", "1"), "--size is '1': at least 2 pixels a side"),
         (("--size", "1x5"), "--size is '1x5': at least 2 pixels a side"),
         (("--size", "a"), "--size is 'a': width x height in pixels"),
-        (("--adaptive", "w.safetensors"), "--adaptive is 'w.safetensors': say with --size how many"),
+        (
+            ("--adaptive", "w.safetensors"),
+            "--adaptive is 'w.safetensors': say with --size or --gflops how many",
+        ),
+        (("--save", "points"), "--save is 'points': say with --size or --gflops how many"),
+        (("--size", "32", "--gflops", "1"), "--gflops is 1: without --size, which it finds"),
+        (("--gflops", "0.00001"), "--gflops is 1e-05: not enough for 8x8 points with this network"),
+        (("--size", "128"), "scenes/0.png: 96x64 pixels are fewer than the 128x128 to label it from"),
         (("--size", "32", "--adaptive", "w.safetensors"), "weights w.safetensors: no such file"),
-        (("--size", "32", "--flip"), "--size is '32': without --scales, --flip, --window, --base-size"),
-        (("--size", "32", "--pool-crop", "64"), "--size is '32': without --attention, --pool-crop and"),
-        (("--size", "32", "--output-stride", "2"), "--size is '32': without --attention, --pool-crop and"),
+        (("--size", "32", "--output-stride", "2"), "output stride is 2: of split-merge, which is without"),
         (("--output-stride", "2"), "output stride is 2: of split-merge, which is without windows"),
     ],
 )

@@ -11,13 +11,15 @@ from fullres.models.downsampler import Downsampler
 from fullres.models.weights import WeightsError, WeightsInfo, save_weights
 from fullres.ops.interpolate import interpolate_labels, interpolate_scores
 from fullres.ops.normalisation import normalise
-from fullres.ops.sampling import resize_tensor
+from fullres.ops.sampling import resize_tensor, sample
 from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
+from fullres.pipeline.data.images import ImageError
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.predict.adaptive import Adaptive
+from fullres.pipeline.predict.adaptive import adaptive_engine, largest_size
 from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_of
 from fullres.pipeline.predict.schedule import BudgetError
+from fullres.pipeline.predict.windows import WindowSpec
 from fullres.pipeline.scenes import render_scene
 from tests.models import base
 from tests.networks import narrow, random_image
@@ -33,7 +35,7 @@ def downsampler(grid=8):
 
 
 def labelled(network, sampler, image, scores=False):
-    engine = Adaptive(network, sampler)
+    engine = adaptive_engine(network, sampler)
     return label_image(engine, engine.predictor(CPU, "fp32"), image, ONE, scores)
 
 
@@ -43,8 +45,9 @@ def by_hand(network, where, size, image):
     if where is None:
         phi = uniform_tensor(*size)
     else:
-        small = where.small
-        reduced = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
+        small, reduced = where.small, image
+        if height >= small[0] and width >= small[1]:  # else the downsampler itself enlarges
+            reduced = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
         with torch.no_grad():
             phi = where(normalise(torch.from_numpy(reduced)[None], torch.float32))[0].numpy()
         phi = resize_tensor(phi, size)
@@ -72,11 +75,17 @@ def test_is_what_its_steps_are(name, size, points, adaptive):
     assert classes.shape == size
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (7, 5), (33, 31)])
+@pytest.mark.parametrize("size", [(1, 1100), (1050, 1), (7, 200), (33, 32)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_images_smaller_than_what_is_read(size, adaptive):
-    sampler = Sampler((32, 32), downsampler() if adaptive else None)
-    assert labelled(narrow("unet"), sampler, random_image(*size)).shape == size
+def test_images_with_fewer_rows_or_columns_than_points(size, adaptive):
+    network, where, image = narrow("unet"), downsampler() if adaptive else None, random_image(*size)
+    classes, _ = by_hand(network, where, (32, 32), image)
+    assert np.array_equal(labelled(network, Sampler((32, 32), where), image), classes)
+
+
+def test_images_with_fewer_pixels_than_points():
+    with pytest.raises(ImageError, match=r"^40x20 pixels are fewer than the 33x32 to label it from$"):
+        labelled(narrow("unet"), Sampler((32, 33)), random_image(20, 40))
 
 
 def test_the_small_image_is_a_mean_as_in_training():
@@ -127,14 +136,70 @@ def test_a_point_without_a_class_says_nothing():
 
 def test_plans_count_both_networks_and_keep_the_budget():
     network, where = narrow("unet"), downsampler()
-    uniform = Adaptive(network, Sampler((64, 64))).plan((500, 800), ONE, False)
-    adaptive = Adaptive(network, Sampler((64, 64), where)).plan((500, 800), ONE, False)
+    uniform = adaptive_engine(network, Sampler((64, 64))).plan((500, 800), ONE, False)
+    adaptive = adaptive_engine(network, Sampler((64, 64), where)).plan((500, 800), ONE, False)
     assert adaptive.grains[0].macs > uniform.grains[0].macs > 0
-    tiny = Adaptive(network, Sampler((64, 64), where)).plan((9, 9), ONE, True)
+    tiny = adaptive_engine(network, Sampler((64, 64), where)).plan((64, 65), ONE, True)
     assert tiny.grains[0].macs == adaptive.grains[0].macs
     little = Resources(1, 1 << 20, "fp32", "cpu")
     with pytest.raises(BudgetError, match=r"budget is 1 MiB: at least \d+ MiB needed for 96x64 points"):
-        Adaptive(network, Sampler((64, 96))).plan((500, 800), little, False)
+        adaptive_engine(network, Sampler((64, 96))).plan((500, 800), little, False)
+    more = Resources(1, 66 << 20, "fp32", "cpu")
+    said = "^2 of 66 MiB are for the points and the result, of the rest: memory budget is 64 MiB: at least 65"
+    with pytest.raises(BudgetError, match=said):
+        adaptive_engine(network, Sampler((64, 96))).plan((500, 800), more, False)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("name", ["smp18", "unet"])
+def test_around_any_engine(name, scores):
+    """Many points in several grains: tiles of split-merge within a budget, windows. What is interpolated is
+    what the inner engine says of the sampled image."""
+    network, where, image = narrow(name), downsampler(), random_image(200, 170)
+    spec = WindowSpec((1.0, 0.75), True, 64) if name == "unet" else None
+    little, points = Resources(3, 100 << 20, "fp32", "cpu"), (192, 177)
+    engine = adaptive_engine(network, Sampler(points, where), spec, show_points=True)
+    inner = engine.inner
+    phi = Sampler(points, where).at(image)
+    values = label_image(inner, inner.predictor(CPU, "fp32"), sample(image, phi), little, True)
+    back = interpolate_scores if scores else interpolate_labels
+    found = label_image(engine, engine.predictor(CPU, "fp32"), image, little, scores)
+    assert len(engine.plan((200, 170), little, scores).grains) > 1
+    assert np.array_equal(found.result, back(values, phi, (200, 170)))
+    assert np.array_equal(found.phi, phi)
+    assert np.array_equal(found.at_points, values.argmax(0))
+
+
+def test_a_plan_of_several_grains_counts_the_downsampler_in_each():
+    points, little = (192, 177), Resources(3, 100 << 20, "fp32", "cpu")
+    plan = adaptive_engine(narrow("smp18"), Sampler(points, downsampler())).plan((200, 170), little, False)
+    uniform = adaptive_engine(narrow("smp18"), Sampler(points)).plan((200, 170), little, False)
+    assert len(plan.grains) == len(uniform.grains) > 1
+    more = {a.macs - b.macs for a, b in zip(plan.grains, uniform.grains, strict=True)}
+    assert len(more) == 1
+    assert more.pop() > 0
+    assert plan.schedule.peak_bytes <= little.memory_budget
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_largest_size_that_operations_allow(adaptive):
+    engine = adaptive_engine(narrow("unet"), Sampler((2, 2), downsampler() if adaptive else None))
+
+    def operations(side):
+        plan = engine.with_size((side, side)).plan((side, side), ONE, False)
+        return 2e-9 * sum(grain.macs for grain in plan.grains)
+
+    for side in (8, 64, 200):
+        assert largest_size(engine, operations(side), ONE) == (side, side)
+        less = None if side == 8 else (side - 8, side - 8)
+        assert largest_size(engine, 0.999 * operations(side), ONE) == less
+    little = Resources(1, 150 << 20, "fp32", "cpu")
+    within_memory = largest_size(engine, 1e9, little)
+    assert 8 < within_memory[0] < 2048
+    engine.with_size(within_memory).plan(within_memory, little, False)
+    above = (within_memory[0] + 8,) * 2
+    with pytest.raises(BudgetError):
+        engine.with_size(above).plan(above, little, False)
 
 
 def test_weights_of_something_else(tmp_path):

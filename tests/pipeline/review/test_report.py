@@ -1,15 +1,19 @@
 import json
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
+from fullres.ops.sampling_solve import uniform_tensor
 from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.datasets.pairs import FilesError
+from fullres.pipeline.predict.adaptive import FromPoints
+from fullres.pipeline.predict.outputs import write_points
 from fullres.pipeline.review.evaluate import evaluate
-from fullres.pipeline.review.report import CROP, Prediction, busiest_crop, write_report
+from fullres.pipeline.review.report import CROP, Prediction, busiest_crop, compared_errors, write_report
 
 SCENES = dataset("scenes")
 POLE, ROAD = 5, 0
@@ -46,11 +50,45 @@ def test_page_leads_to_its_pictures_and_nowhere_else(folders):
     write(folders, FCN="bad", SMP="good")
     page = (folders / "out/index.html").read_text()
     links = re.findall(r'(?:href|src)="([^"]*)"', page)
-    assert len(links) == 2 * 4 * 4
+    assert len(links) == 2 * 5 * 4  # image, truth, two predictions, errors of the second beside the first's
     for link in links:
         assert (folders / "out" / unquote(link)).is_file(), link
     assert "http" not in page
     assert {p.name for p in (folders / "out").iterdir()} == {"index.html", "pictures"}
+
+
+def test_errors_beside_the_first_prediction():
+    truth = np.array([[0, 0, 0, 0, 255]], np.uint8)
+    before = np.array([[0, 1, 0, 1, 1]], np.uint8)
+    labels = np.array([[0, 0, 2, 2, 2]], np.uint8)
+    white, green, red, grey = (255, 255, 255), (26, 152, 80), (215, 48, 39), (150, 150, 150)
+    assert compared_errors(labels, before, truth, 255).tolist() == [
+        [*map(list, (white, green, red, grey, white))]
+    ]
+
+
+def test_a_run_from_few_pixels_shows_where_they_were(folders):
+    """With `--save points`: the grid, what was sampled, the classes there; and how many, at which cost."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(256, size=(300, 1100, 3), dtype=np.uint8)
+    found = FromPoints(np.zeros((300, 1100), np.uint8), uniform_tensor(20, 40), np.zeros((20, 40), np.uint16))
+    for name in ("a", "a street/b"):
+        write_points(folders / "bad", Path(name), image, found, SCENES.palette)
+    summary = {
+        "settings": {"sampling": {"size": [20, 40], "downsampler": "0123"}},
+        "images": {"done": 2},
+        "tera_operations": 0.0064,
+    }
+    (folders / "bad/summary.json").write_text(json.dumps(summary))
+    write(folders, full="good", few="bad")
+    page = (folders / "out/index.html").read_text()
+    assert re.findall(r"<td>(40x20, adaptive|3\.20)</td>", page) == ["40x20, adaptive", "3.20"]
+    for said in ("where it was sampled", "what was sampled", "classes at the points"):
+        assert page.count(said) == 2
+    assert read_image(folders / "out/pictures/a/sampled2.png").shape == (20, 40, 3)
+    assert np.array_equal(read_image(folders / "out/pictures/a/grid2.png")[0, 0], (255, 40, 40))
+    links = re.findall(r'(?:href|src)="([^"]*)"', page)
+    assert all((folders / "out" / unquote(link)).is_file() for link in links)
 
 
 def test_scores_are_those_of_evaluate_with_the_best_in_bold(folders):
