@@ -26,7 +26,7 @@ from fullres.cluster.memory import release_store
 from fullres.cluster.stream import Options, Progress, Task, WorkerState
 from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker, waiting_for
 from fullres.models.full_resolution.steps import Pair
-from fullres.ops.errors import FullresError
+from fullres.ops.errors import FullresError, NetworkError
 from fullres.pipeline.data.images import ImageError, naming
 from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork, Resources
 from fullres.pipeline.predict.schedule import BudgetError
@@ -165,7 +165,7 @@ class Coordinator:
                     self.options.device, images,
                 )  # fmt: skip
                 self.plans[size] = self.engine.plan(size, resources, self.options.scores)
-        except (ImageError, BudgetError) as error:
+        except (ImageError, BudgetError, NetworkError) as error:
             self._fail(task, str(error))
             return
         plan = self.plans[size]

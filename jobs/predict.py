@@ -44,6 +44,7 @@ from fullres.jobs.predict_options import (
 )  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
+from fullres.ops.errors import NetworkError
 from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import ImageError, image_size, list_images, naming
@@ -208,7 +209,7 @@ def predict(
             for size, example in sorted(sizes.items(), key=lambda item: -prod(item[0])):
                 try:
                     engine.plan(size, resources, scores)
-                except (BudgetError, ImageError) as error:
+                except (BudgetError, ImageError, NetworkError) as error:
                     fail(naming(example, str(error)))
             settings = {
                 "model": model, "weights": digest, "dataset": known.name, "precision": chosen,

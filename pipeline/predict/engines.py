@@ -86,7 +86,7 @@ class Engine(Protocol):
     normalisation: Normalisation
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> PlanOfWork:
-        """Raises BudgetError."""
+        """Raises BudgetError, and NetworkError or ImageError where the network needs a larger image."""
         ...
 
     def classes(self, size: Pair, precision: Precision) -> int:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fullres.models.count import counted_macs
 from fullres.models.full_resolution.steps import Pair
 from fullres.models.memory import LiveBytes, on_meta
+from fullres.ops.errors import NetworkError
 from fullres.ops.normalisation import IMAGENET, Normalisation
 from fullres.pipeline.predict.schedule import Precision, check_budget
 from fullres.pipeline.predict.windows import Average, WindowGrain, WindowPlan, WindowPredictor, WindowSchedule
@@ -38,7 +39,7 @@ class WindowCosts:
         return self.cost(height, width).macs
 
     def cost(self, height: int, width: int) -> "Cost":
-        """Of the network on one input of this size."""
+        """Of the network on one input of this size. Raises NetworkError where it needs a larger one."""
         return self._predictor.cost(height, width)
 
     def fit(self, plan: WindowPlan, budget: int) -> WindowPlan:
@@ -88,7 +89,11 @@ class _Predictor(WindowPredictor):
         x = torch.empty(1, self.normalisation.channels, height, width, dtype=self.dtype, device=self.device)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), FlopCounterMode(display=False) as counter, LiveBytes() as memory:
-            shape = super().channels(x).shape
+            try:
+                shape = super().channels(x).shape
+            except (RuntimeError, ValueError) as error:  # what torch raises where a layer has no output
+                reason = str(error).partition("\n")[0]
+                raise NetworkError(f"the network can't read {width}x{height} pixels: {reason}") from error
         return Cost(counted_macs(counter), memory.peak, shape)
 
     def channels(self, x: Tensor, average: Average = "probabilities") -> Tensor:
