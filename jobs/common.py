@@ -130,6 +130,14 @@ def parse_workers(text: str) -> int | None:
     return int(text)
 
 
+def parse_counts(option: str, text: str, least: int = 1) -> list[int]:
+    """Numbers with commas between, e.g. 1,2,4."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() and int(number) >= least for number in numbers):
+        fail(f"{option} is '{text}': whole numbers from {least}, with commas between")
+    return [int(number) for number in numbers]
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width, of `--size`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)

@@ -6,6 +6,7 @@ from fullres.jobs.bench.adaptive import adaptive
 from fullres.jobs.bench.memory import memory
 from fullres.jobs.bench.parity import parity
 from fullres.jobs.bench.pipeline import pipeline
+from fullres.jobs.bench.sampled import sampled
 from fullres.jobs.bench.sampling import sampling
 from fullres.jobs.bench.scaling import scaling
 from fullres.jobs.bench.smp import smp
@@ -22,3 +23,4 @@ app.command()(parity)
 app.command()(pipeline)
 app.command()(memory)
 app.command()(adaptive)
+app.command()(sampled)

@@ -27,8 +27,8 @@ from fullres.jobs.common import (
     PrecisionChoice,
     choose_precision,
     console,
-    fail,
     parse_bytes,
+    parse_counts,
     print_table,
 )
 from fullres.ops.allocator import RETURNING, suit_allocator
@@ -63,7 +63,7 @@ def scaling(
     """The stream is read, predicted and written as `fullres predict` does it; starting the workers is not
     counted."""
     check_network(model, width)
-    counts = _counts(workers)
+    counts = parse_counts("--workers", workers)
     chosen, budget = choose_precision(precision, "cpu"), parse_bytes(memory_budget)
     engine = SplitMerge(network_of(model, width))
     rates: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
@@ -85,13 +85,6 @@ def scaling(
     )
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": result, "runs": rates}, indent=2).encode())
-
-
-def _counts(text: str) -> list[int]:
-    numbers = [part.strip() for part in text.split(",")]
-    if not all(number.isdecimal() and int(number) for number in numbers):
-        fail(f"--workers is '{text}': numbers from 1 with commas between them, e.g. 1,2")
-    return [int(number) for number in numbers]
 
 
 def _measure(coordinator: Coordinator, tasks: list[Task], out: Path) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """`fullres bench adaptive` on a few drawn scenes."""
 
 import csv
+import math
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +11,7 @@ from fullres.jobs.cli import app
 from fullres.models.downsampler import Downsampler
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.images import read_image
-from tests.jobs.predicting import camvid_of_scenes
+from tests.jobs.predicting import camvid_of_scenes, saved
 from tests.models import base
 
 
@@ -41,7 +43,8 @@ def test_a_line_for_each_size_and_way(bench, tmp_path):
     result = bench("--sizes", "16,32")
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader((tmp_path / "o/curves.csv").open()))
-    ways = ["uniform", "adaptive", "truth, uniform", "truth, adaptive", "truth, its own tensors"]
+    truths = ("uniform", "adaptive", "its own tensors", "tensors of all points", "as smooth as its own")
+    ways = ["uniform", "adaptive", *(f"truth, {name}" for name in truths)]
     assert [(row["way"], row["size"]) for row in rows] == [
         (way, size) for size in ("16", "32") for way in ways
     ]
@@ -53,6 +56,28 @@ def test_a_line_for_each_size_and_way(bench, tmp_path):
     # More points say more of the truth.
     left = {row["size"]: float(row["mean_iou"]) for row in rows if row["way"] == "truth, uniform"}
     assert left["32"] > left["16"]
+    said = "(truth, .*): wrong pixels fall with the number of points to the power of (.*)"
+    slopes = dict(re.findall(said, result.output))
+    fewer, more = (float(row["wrong"]) for row in rows if row["way"] == "truth, uniform")
+    assert float(slopes["truth, uniform"]) == pytest.approx(math.log(more / fewer, 4), abs=0.01)
+    assert len(slopes) == len(truths)
+
+
+def test_split_merge_at_its_output_strides_and_another_downsampler(bench, tmp_path):
+    saved(tmp_path / "smp.safetensors", "smp18", 11, "camvid")
+    other = base.as_if_trained(lambda: Downsampler(16, 8)).eval()
+    save_weights(other, tmp_path / "other.safetensors", WeightsInfo("downsampler16", 1 / 32, 11, "camvid"))
+    more = ("--auxiliary", tmp_path / "other.safetensors", "--beside", tmp_path / "smp.safetensors")
+    result = bench("--sizes", "16", *more)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "o/curves.csv").open()))
+    strides = {row["size"]: float(row["giga_operations"]) for row in rows if row["way"] == "split-merge"}
+    assert list(strides) == ["1", "2", "4", "8", "16", "32"]
+    assert list(strides.values()) == sorted(strides.values(), reverse=True)
+    assert f"truth, {tmp_path}/other.safetensors" in {row["way"] for row in rows}
+    wrong = bench("--sizes", "16", "--beside", tmp_path / "where.safetensors")
+    assert wrong.exit_code == 2
+    assert "of downsampler8, which is not labelled by split-merge" in " ".join(wrong.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_what_cannot_be_measured_is_one_clear_error(job, arguments, said):
 def test_numbers_of_workers(workers):
     result = run("scaling", "--workers", workers)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: --workers is '{workers}': numbers from 1")
+    assert result.stderr.startswith(f"error: --workers is '{workers}': whole numbers from 1")
 
 
 def test_an_image_that_is_not_there():
