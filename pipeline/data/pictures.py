@@ -27,12 +27,12 @@ def heat(image: np.ndarray, values: np.ndarray, alpha: float = 0.5) -> np.ndarra
     return cv2.addWeighted(image, 1 - alpha, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), alpha, 0)
 
 
-def dotted(picture: np.ndarray, phi: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """An HxWx3 uint8 RGB picture with a dot at each point of a sampling tensor, h x w x 2, about a third as
-    wide as points are apart. colours: (3,) uint8, or h x w x 3 of each."""
+def dotted(picture: np.ndarray, phi: np.ndarray, colours: np.ndarray, width: float) -> np.ndarray:
+    """An HxWx3 uint8 RGB picture with a square dot at each point of a sampling tensor, h x w x 2. colours:
+    (3,) uint8, or h x w x 3 of each. `width`: of how far uniform points are apart; a pixel at the least."""
     painted = picture.copy()
     extent = np.array(picture.shape[:2]) - 1
-    radius = int(min(extent / phi.shape[:2]) // 6)
+    radius = int(min(extent / phi.shape[:2]) * width / 2)
     rows, columns = np.moveaxis(np.rint(phi.astype(np.float64) * extent).astype(np.intp), -1, 0)
     for down, across in product(range(-radius, radius + 1), repeat=2):
         painted[np.clip(rows + down, 0, extent[0]), np.clip(columns + across, 0, extent[1])] = colours

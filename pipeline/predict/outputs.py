@@ -84,9 +84,9 @@ def write_points(
     image = _rgb(image)
     classes = colour(found.at_points.astype(np.uint8), palette)
     pictures = {
-        "grid": dotted(image, found.phi, np.array([255, 40, 40], np.uint8)),
+        "grid": dotted(image, found.phi, np.array([255, 40, 40], np.uint8), 1 / 3),
         "sampled": sample(image, found.phi),
-        "points": dotted(np.zeros_like(image), found.phi, classes),
+        "points": dotted(np.zeros_like(image), found.phi, classes, 0.9),
     }
     for name in POINTS:
         write_png(_named(out, stem, f"_{name}.png"), pictures[name])

@@ -82,7 +82,7 @@ def test_pictures_of_where_it_looked(files, tmp_path, adaptive):
         dots = (grid == (255, 40, 40)).all(-1)
         assert dots[[0, 0, -1, -1], [0, -1, 0, -1]].all()
         assert np.array_equal(grid[~dots], image[~dots])
-        assert not points[~dots].any()
+        assert points.any(-1).sum() >= dots.sum()
         assert np.array_equal(read_labels(out / path.name), in_one_process(files, path, (32, 40), adaptive))
     assert len(list(out.glob("*.png"))) == 12
 
