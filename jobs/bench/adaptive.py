@@ -81,13 +81,16 @@ def adaptive(
 ) -> None:
     """Train a network at several sizes, uniform and adaptive; write operations, time and scores as curves.
 
-    What is trained stays in the folder, and is not trained again.
+    What is trained stays in the folder, and is not trained again. Of a downsampler's configuration nothing
+    is trained, and only what the truth allows is written.
     """
     torch.set_num_threads(threads)
     listed = parse_counts("--sizes", sizes, 2)
     config = read_config(config_path, changes or [])
     if config.data.validation is None:
         fail(f"{config_path}: no data.validation to score on")
+    if beside is not None and not CATALOGUE[config.model.name].segments:
+        fail(f"--beside is '{beside}': beside networks that label, and {config.model.name} does not")
     with clear_errors():
         points = list(_points(config, auxiliary, out, listed, beside))
     slopes = {way: _slope([p for p in points if p.way == way]) for way in _ways(points) if _is_truth(way)}
@@ -112,7 +115,7 @@ def _points(
     truths = _truths(auxiliary, frames.known.ignore_index)
     split_merge = None if beside is None else _split_merge(beside)  # a mistake here ends before trainings
     for size in sizes:
-        for way in ("uniform", "adaptive"):
+        for way in ("uniform", "adaptive") if CATALOGUE[config.model.name].segments else ():
             yield _of_network(config, way, size, auxiliary[0], out / f"{way}-{size}", frames)
         for way, at in truths.items():
 
@@ -239,6 +242,9 @@ def _write(out: Path, points: list[Point], slopes: dict[str, float]) -> None:
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     axes = figure.subplots(1, 3)
     cost = {p.size: p.giga_operations for p in points if p.way == "uniform"}
+    over = "billion operations a frame"
+    if not cost:  # no networks
+        cost, over = {p.size: float(p.size**2) for p in points}, "points"
     titles = {"mean_iou": "all classes", "target_iou": "target classes"}
     for axis, (name, title) in zip(axes, titles.items(), strict=False):
         for way in _ways(points):
@@ -246,7 +252,7 @@ def _write(out: Path, points: list[Point], slopes: dict[str, float]) -> None:
             x = [p.giga_operations if p.giga_operations is not None else cost[p.size] for p in own]
             style = "--" if _is_truth(way) else "o-"
             axis.plot(x, [100 * getattr(p, name) for p in own], style, label=way)
-        axis.set(xscale="log", xlabel="billion operations a frame", title=title)
+        axis.set(xscale="log", xlabel=over, title=title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mean IoU, %")
     axes[1].legend(fontsize="small")

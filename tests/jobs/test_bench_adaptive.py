@@ -75,6 +75,14 @@ def test_split_merge_at_its_output_strides_and_another_downsampler(bench, tmp_pa
     assert list(strides) == ["1", "2", "4", "8", "16", "32"]
     assert list(strides.values()) == sorted(strides.values(), reverse=True)
     assert f"truth, {tmp_path}/other.safetensors" in {row["way"] for row in rows}
+    options = ("--sizes", "8,16", "--set", "model.name=downsampler8")
+    result = bench(*options)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "o/curves.csv").open()))
+    assert len(rows) == 10
+    assert all(row["way"].startswith("truth") for row in rows)
+    wrong = bench(*options, "--beside", tmp_path / "smp.safetensors")
+    assert "beside networks that label, and downsampler8 does not" in " ".join(wrong.stderr.split())
     wrong = bench("--sizes", "16", "--beside", tmp_path / "where.safetensors")
     assert wrong.exit_code == 2
     assert "of downsampler8, which is not labelled by split-merge" in " ".join(wrong.stderr.split())
