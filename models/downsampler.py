@@ -39,7 +39,7 @@ class Downsampler(nn.Module):
 
     def __init__(self, grid: int = 8, channels: int = 256) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.channels = grid, channels
         self.smoothness = 1.0
         self.target_classes: tuple[int, ...] = ()
         self.network = DoubleUNet(2, channels)

@@ -11,6 +11,7 @@ from typing import overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,3 +78,11 @@ def sample_tensor(images: Tensor, phi: Tensor) -> Tensor:
     index = torch.round(phi.detach().double() * extent).long()
     image = torch.arange(len(images), device=phi.device)[:, None, None]
     return images[image, :, index[..., 0], index[..., 1]].permute(0, 3, 1, 2)
+
+
+def sample_moving(images: Tensor, phi: Tensor) -> Tensor:
+    """`sample_tensor`, with the gradient to `phi` that bilinear interpolation at the points would have: Eq. 1
+    itself has none. Floating point images; gradients to them are not computed."""
+    points = 2 * phi.flip(-1) - 1  # columns first, -1 to 1
+    smooth = F.grid_sample(images.detach(), points.to(images), padding_mode="border", align_corners=True)
+    return sample_tensor(images, phi).detach() + smooth - smooth.detach()

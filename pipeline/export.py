@@ -43,6 +43,7 @@ from fullres.pipeline.data.files import atomic
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.checkpoint import name_of, saved
 from fullres.pipeline.train.config import DataConfig, ModelConfig
+from fullres.pipeline.train.network import without_training_parts
 
 WEIGHTS, GRAPHS = (".safetensors", ".pth"), (".pt2", ".onnx")
 LEAST_SIDE = 64  # of images that graphs for all sizes take
@@ -101,8 +102,7 @@ def _of_checkpoint(path: Path) -> tuple[nn.Module, WeightsInfo]:
     known = data.known()
     info = WeightsInfo(of_model.name, of_model.width, len(known.classes), known.name, of_model.like)
     network = build(of_model.name, info.num_classes, info.width, info.like)
-    own = {name: t for name, t in state["network"].items() if not name.startswith("auxiliary.")}
-    load_state(network, own, str(path))
+    load_state(network, without_training_parts(state["network"]), str(path))
     return network.eval(), info
 
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from fullres.models.checkpoints import damaged_entry
 from fullres.models.weights import WeightsInfo, not_finite, weights_file
 from fullres.pipeline.data.storage import Storage
+from fullres.pipeline.predict.sampler import load_downsampler
 from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.network import SAMPLER, without_training_parts
 from fullres.pipeline.train.optimizer import MOMENTS
 
 _ENTRIES = {"step", "config", "network", "optimizer", "loss_scale", "course"}
@@ -138,12 +140,18 @@ def save(out: Storage, step: int, config: TrainingConfig, state: dict[str, Any],
 
 
 def write_weights(out: Storage, name: str, config: TrainingConfig, network: Mapping[str, Tensor]) -> None:
-    """Of a network's state dict all but auxiliary heads, as a weights file. Raises WeightsError, OSError."""
+    """Of a network's state dict all but auxiliary heads, as a weights file; of a downsampler that learned
+    beside it another one before, `sampler-NAME`. Raises WeightsError, OSError."""
     known = config.data.known()
     of_model = config.model
     info = WeightsInfo(of_model.name, of_model.width, len(known.classes), known.name, of_model.like)
-    state = {name: t for name, t in network.items() if not name.startswith("auxiliary.")}
-    out.write(name, weights_file(state, info, _DTYPES[config.save_as]))
+    dtype = _DTYPES[config.save_as]
+    if learned := {n.removeprefix(SAMPLER): t for n, t in network.items() if n.startswith(SAMPLER)}:
+        began = load_downsampler(str(config.sampling.auxiliary), torch.device("cpu"))
+        kind, width = f"downsampler{began.grid}", began.channels / 256
+        own = WeightsInfo(kind, width, len(known.classes), known.name)
+        out.write(f"sampler-{name}", weights_file(learned, own, dtype))
+    out.write(name, weights_file(without_training_parts(network), info, dtype))
 
 
 def load(out: Storage, step: int, config: TrainingConfig, fill: Callable[[dict[str, Any]], None]) -> Course:

@@ -159,12 +159,14 @@ class SamplingConfig(Section):
 
     `size`: h x w points at which each crop and its label map are sampled, and whole frames in evaluation;
     without it they are as they are. `auxiliary`: the weights of a downsampler that says where, as for
-    `model.weights`; without them at a uniform grid. Of a downsampler's own training `smoothness` is lambda of
-    Eq. 2, and `target_classes` are those whose boundaries count, all if none is named.
+    `model.weights`; without them at a uniform grid. `joint`: that downsampler goes on learning beside the
+    network, from its loss and so many times its own. Of a downsampler's own training `smoothness` is lambda
+    of Eq. 2, and `target_classes` are those whose boundaries count, all if none is named.
     """
 
     size: tuple[int, int] | None = None
     auxiliary: str | Path | None = None
+    joint: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     smoothness: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     target_classes: tuple[str, ...] = ()
 
@@ -174,6 +176,8 @@ class SamplingConfig(Section):
             raise ValueError(f"size is {list(self.size)}: at least 2 points a side")
         if self.auxiliary is not None and self.size is None:
             raise ValueError(f"auxiliary is '{self.auxiliary}': of a training with a size")
+        if self.joint is not None and self.auxiliary is None:
+            raise ValueError(f"joint is {self.joint}: of a training with an auxiliary, which learns too")
         return self
 
 
@@ -277,6 +281,10 @@ class TrainingConfig(Section):
                 )
         elif sampling.size is not None:
             raise ValueError(f"sampling.size is {list(sampling.size)}: {name} samples nothing, it says where")
+        if sampling.joint is not None and self.parallel.pipeline > 1:
+            raise ValueError(
+                f"sampling.joint is {sampling.joint}: without parallel.pipeline, now {self.parallel.pipeline}"
+            )
         known = self.data.known()
         for target in sampling.target_classes:
             if target not in known.classes:

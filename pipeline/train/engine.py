@@ -18,7 +18,7 @@ from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.sampler import load_downsampler, sampler_of
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.loss_scale import LossScale
-from fullres.pipeline.train.network import initial_network
+from fullres.pipeline.train.network import initial_network, learn_to_sample
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import freeze, optimizer_for, set_learning_rate
 from fullres.pipeline.train.samples import Batch
@@ -77,6 +77,7 @@ def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head:
     options = CATALOGUE[config.model.name].training_options
     for option in options:
         setattr(network, option, getattr(config, option))
+    learn_to_sample(network, config.sampling)
     if isinstance(network, Downsampler):
         network.smoothness = config.sampling.smoothness
         network.target_classes = tuple(known.classes.index(name) for name in config.sampling.target_classes)
@@ -96,10 +97,10 @@ def begin_part(config: TrainingConfig, number: int, index: int) -> None:
 
 def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels of a part of a step's batch, as an objective takes them: sampled if the
-    configuration says so."""
+    configuration says so, and the points do not move with the training."""
     part = batch.part(index, config.accumulation)
     images, labels = part.images.to(device), part.labels.to(device)
-    if config.sampling.size is not None:
+    if config.sampling.size is not None and config.sampling.joint is None:
         sampler = sampler_of(config.sampling.size, config.sampling.auxiliary, device)
         images, labels = sampler.both(images, labels)
     images = normalise(images, torch.float32, normalisation(config.model.like))

@@ -15,7 +15,7 @@ from fullres.models.catalogue import CATALOGUE
 from fullres.models.memory import LiveBytes
 from fullres.ops.pooling import shares_of_phases
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.network import initial_network
+from fullres.pipeline.train.network import initial_network, learn_to_sample
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import MOMENTS, freeze
 
@@ -102,6 +102,8 @@ def _network(config: TrainingConfig, classes: int) -> nn.Module:
     """Without data, as a worker has it."""
     with torch.device("meta"):
         network = initial_network(config.model, classes)
+    learn_to_sample(network, config.sampling)
+    network.to("meta")
     for option in CATALOGUE[config.model.name].training_options:
         setattr(network, option, getattr(config, option))
     if CATALOGUE[config.model.name].splits:
@@ -125,9 +127,10 @@ def _passes(config: TrainingConfig, network: nn.Module, moved: bool) -> tuple[in
     copies = 0 if dtype == torch.float32 else sum(p.nbytes for p in trained)
     objective.to(dtype)
     n = config.batch_size // (config.parallel.data or 1) // config.accumulation
-    images = torch.empty(n, 3, *config.crop, dtype=dtype, device="meta")
+    height, width = config.crop if config.sampling.joint is not None else config.sampling.size or config.crop
+    images = torch.empty(n, 3, height, width, dtype=dtype, device="meta")
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.empty(n, *config.crop, dtype=torch.long, device="meta")
+    labels = torch.empty(n, height, width, dtype=torch.long, device="meta")
     if moved:
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_take_gradient)

@@ -1,17 +1,23 @@
 """The network that a training starts from: its parts for training alone, and its first weights."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fullres.models.auxiliary import AuxiliaryHeads
 from fullres.models.catalogue import CATALOGUE, build
 from fullres.models.weights import WeightsError, load_backbone, load_pretrained
 from fullres.pipeline.predict.published import local_weights
-from fullres.pipeline.train.config import ModelConfig
+from fullres.pipeline.predict.sampler import load_downsampler
+from fullres.pipeline.train.config import ModelConfig, SamplingConfig
+from fullres.pipeline.train.objectives import LearningSampler
+
+# Where the downsampler's weights lie in the state dict of a network that it learns beside.
+SAMPLER = "sampler.downsampler."
 
 
 def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = False) -> nn.Module:
@@ -36,6 +42,22 @@ def initial_network(config: ModelConfig, num_classes: int, drop_head: bool = Fal
         raise ValueError(f"auxiliary is '{config.auxiliary}': {config.name} has no auxiliary heads")
     network.loss = config.loss  # type: ignore[assignment]  # what `SegmentationLoss` trains it by
     return network.train()
+
+
+def learn_to_sample(network: nn.Module, sampling: SamplingConfig) -> None:
+    """Attach what learns where to sample beside the network, if the configuration says so. Raises
+    WeightsError."""
+    if sampling.joint is None:
+        return
+    assert sampling.size is not None
+    downsampler = copy.deepcopy(load_downsampler(str(sampling.auxiliary), torch.device("cpu")))
+    downsampler.requires_grad_(True)
+    network.sampler = LearningSampler(downsampler, sampling.size, sampling.joint).train()
+
+
+def without_training_parts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state dict without what it has in training alone."""
+    return {name: t for name, t in state.items() if not name.startswith(("auxiliary.", SAMPLER))}
 
 
 def _as_said(name: str, like: str | None) -> str:

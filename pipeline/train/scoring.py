@@ -4,6 +4,7 @@ where it has that, else the whole image at once, or from the points at which it 
 A downsampler is scored by what sampling leaves of the truth: label maps sampled where it says, at four times
 its grid's points a side, and interpolated back."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_
 from fullres.pipeline.review.evaluate import Evaluation
 from fullres.pipeline.train.config import SamplingConfig
 from fullres.pipeline.train.engine import Engine
+from fullres.pipeline.train.objectives import LearningSampler
 from fullres.pipeline.train.samples import Frames
 
 _BUDGET = 4 << 30  # bytes, beyond the network's own
@@ -68,13 +70,20 @@ def _labeller(
     if isinstance(network, Downsampler):
         sampler = Sampler(network.small, network)
         return lambda image, labels: sampled_and_back(labels, sampler.at(image), len(known.classes))
-    how = (
-        engine_for(network)
-        if sampling.size is None
-        else adaptive_engine(network, sampler_of(sampling.size, sampling.auxiliary, torch.device("cpu")))
-    )
+    where = _sampler(network, sampling)
+    how = engine_for(network) if where is None else adaptive_engine(network, where)
     runner, resources = how.predictor(device, precision), Resources(1, _BUDGET, precision, device.type)
     return lambda image, labels: label_image(how, runner, image, resources)
+
+
+def _sampler(network: nn.Module, sampling: SamplingConfig) -> Sampler | None:
+    """What labels are read through: with the downsampler as it is now, where that learns too."""
+    if sampling.size is None:
+        return None
+    learning = getattr(network, "sampler", None)
+    if isinstance(learning, LearningSampler):
+        return Sampler(sampling.size, copy.deepcopy(learning.downsampler).to("cpu").eval())
+    return sampler_of(sampling.size, sampling.auxiliary, torch.device("cpu"))
 
 
 def _of_all(engine: Engine, rows: dict[int, np.ndarray], count: int) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
@@ -147,17 +148,23 @@ def train(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("loss", ["", 'loss = "energy"'])
-def test_from_label_maps_to_labels(train, tmp_path, loss):
-    """A downsampler learns, a network learns behind it, and what its training scored is what `predict` and
-    `evaluate` say."""
+@pytest.mark.parametrize(("loss", "joint"), [("", ""), ('loss = "energy"', "joint = 0.5")])
+def test_from_label_maps_to_labels(train, tmp_path, loss, joint):
+    """A downsampler learns, a network learns behind it, alone or with it, and what its training scored is
+    what `predict` and `evaluate` say."""
     where = tmp_path / "where/weights.safetensors"
     sampling = 'target_classes = ["car", "road"]\nsmoothness = 0.1'
     assert train("downsampler8", "where", sampling, model=loss).exit_code == 0
-    result = train("unet", "net", f'size = [32, 48]\nauxiliary = "{where}"')
+    result = train("unet", "net", f'size = [32, 48]\nauxiliary = "{where}"\n{joint}')
     assert result.exit_code == 0, result.output
     scores = [json.loads(line) for line in (tmp_path / "net/metrics.jsonl").read_text().splitlines()]
     scored = next(line["mean_iou"] for line in scores if "mean_iou" in line)
+    if joint:
+        before, where = load_file(where), tmp_path / "net/sampler-weights.safetensors"
+        learned = load_file(where)
+        assert before.keys() == learned.keys()
+        assert all(learned[name].shape == before[name].shape for name in before)
+        assert any(not torch.equal(learned[name], before[name]) for name in before)
     weights = ("--model", "unet", "--weights", tmp_path / "net/weights.safetensors", "--precision", "fp32")
     points = ("--size", "48x32", "--adaptive", where)
     assert predict(tmp_path / "camvid/val", *weights, *points, "--out", tmp_path / "labels").exit_code == 0
@@ -174,6 +181,7 @@ def test_from_label_maps_to_labels(train, tmp_path, loss):
         ("downsampler8", 'target_classes = ["boat"]', "'boat' is no class of camvid: sky, building"),
         ("unet", "smoothness = 0.5", "sampling.smoothness is 0.5, target_classes are []: of a downsampler's"),
         ("unet", 'auxiliary = "a"', "auxiliary is 'a': of a training with a size"),
+        ("unet", "size = [9, 9]\njoint = 1", "joint is 1.0: of a training with an auxiliary, which learns"),
         ("unet", "size = [1, 9]", "size is [1, 9]: at least 2 points a side"),
         ("unet", 'size = [9, 9]\nauxiliary = "a.safetensors"', "weights a.safetensors: no such file"),
     ],

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullres.ops.sampling import resize_tensor, sample, sample_tensor
+from fullres.ops.sampling import resize_tensor, sample, sample_moving, sample_tensor
 from fullres.ops.sampling_solve import uniform_tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -67,6 +67,30 @@ def test_tensors_read_the_same_pixels(device, dtype):
     for image, phi, result in zip(images, phis, sampled, strict=True):
         expected = sample(image.permute(1, 2, 0).float().numpy(), phi)
         np.testing.assert_array_equal(result.permute(1, 2, 0).float(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_moving_points_read_the_same_pixels_and_move_along_the_slope(device):
+    """The derivative of bilinear interpolation at a point: differences of the four pixels around it."""
+    height, width = 7, 9
+    image = torch.rand(2, 3, height, width, dtype=torch.float64, device=device)
+    phi = torch.rand(2, 4, 5, 2, dtype=torch.float64, device=device, requires_grad=True)
+    found = sample_moving(image, phi)
+    assert torch.allclose(found, sample_tensor(image, phi), atol=1e-12)
+    weights = torch.rand_like(found)
+    (found * weights).sum().backward()
+    y, x = (phi.detach() * torch.tensor([height - 1, width - 1], device=device)).unbind(-1)
+    top, left = y.floor().long(), x.floor().long()
+    n = torch.arange(2, device=device)[:, None, None]
+    a, b, c, d = (image[n, :, top + i, left + j] for i in (0, 1) for j in (0, 1))
+    right, down = (x - left)[..., None], (y - top)[..., None]
+    by_row = (c - a) * (1 - right) + (d - b) * right
+    by_column = (b - a) * (1 - down) + (d - c) * down
+    expected = [
+        (slope * weights.movedim(1, -1)).sum(-1) * (length - 1)
+        for slope, length in ((by_row, height), (by_column, width))
+    ]
+    assert torch.allclose(phi.grad, torch.stack(expected, -1))
 
 
 def test_gradients_flow_to_the_image():

@@ -44,6 +44,12 @@ def test_activations_are_what_is_saved_for_the_backward_pass(model, checkpointed
     assert loss.requires_grad  # until here it keeps them
 
 
+def test_of_sampled_crops_what_is_sampled_counts():
+    whole, sampled = config_of("unet"), config_of("unet", sampling={"size": (32, 32)})
+    assert memory_of(sampled, 19).activations == pytest.approx(memory_of(whole, 19).activations / 16, rel=0.1)
+    assert memory_of(config_of("downsampler8"), 19).activations > 0
+
+
 def test_what_makes_memory_less():
     whole = memory_of(config_of(), 19)
     parts = memory_of(config_of(accumulation=2), 19)
