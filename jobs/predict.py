@@ -4,15 +4,12 @@ import enum
 import hashlib
 import json
 import time
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.live import Live
-from torch import nn
 
 from fullres.cluster.connection import ray_cluster
 from fullres.cluster.coordinator import Coordinator, Read, Write
@@ -39,18 +36,19 @@ from fullres.jobs.predict_options import (
     downsampler,
     reader,
     sampled_size,
+    settings_of,
+    state_digest,
     window_spec,
     within,
 )  # fmt: skip
 from fullres.jobs.progress import display, line, say, summarise
 from fullres.models.catalogue import parameter_count
 from fullres.ops.errors import NetworkError
-from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.files import write_bytes_atomically
 from fullres.pipeline.data.images import ImageError, image_size, list_images, naming
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.predict.adaptive import Adaptive, FromPoints, adaptive_engine
-from fullres.pipeline.predict.engines import Engine, Resources, Windows, engine_for
+from fullres.pipeline.predict.engines import Engine, Resources, engine_for
 from fullres.pipeline.predict.outputs import MANIFEST, POINTS, write_outputs, write_points
 from fullres.pipeline.predict.sampler import Sampler
 from fullres.pipeline.predict.schedule import BudgetError
@@ -180,7 +178,7 @@ def predict(
             model, like = network_factory, None
             network = own_network(network_factory)
             known = classes_of(network, model, dataset)
-            digest = _state_digest(network)
+            digest = state_digest(network)
         classes = attended(attention, model, network, known)
         if pool_crop is not None:
             pool_over = getattr(network, "pool_over", None)
@@ -219,18 +217,9 @@ def predict(
                 settings |= {"like": like}
             if output_stride > 1:
                 settings |= {"output_stride": output_stride}
-            labels = engine
-            if isinstance(engine, Adaptive):
-                there = engine.sampler.downsampler
-                said = None if there is None else _state_digest(there)
-                settings |= {"sampling": {"size": list(engine.sampler.size), "downsampler": said}}
-                labels = engine.inner
-            if isinstance(labels, Windows):
-                settings |= {"windows": json.loads(json.dumps(asdict(labels.spec)))}
+            settings |= settings_of(engine)
             if classes:
                 settings |= {"attention": list(classes)}
-            if engine.normalisation != IMAGENET:
-                settings |= {"normalisation": json.loads(json.dumps(asdict(engine.normalisation)))}
             if chosen_bands is not None:
                 settings |= {"bands": list(chosen_bands)}
             if pool_crop is not None:
@@ -296,15 +285,6 @@ def _sizes(images: list[tuple[Path, Path]]) -> dict[tuple[int, int], Path]:
     if problems and not sizes:
         raise problems[0]
     return sizes
-
-
-def _state_digest(network: nn.Module) -> str:
-    """Of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _run(engine: Engine, options: Options, tasks: list[Task], read: Read, write: Write) -> Progress:

@@ -1,5 +1,8 @@
 """What the options of `fullres predict` ask for. What is impossible ends the job with one line."""
 
+import hashlib
+import json
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -10,10 +13,11 @@ from fullres.cluster.coordinator import Read
 from fullres.jobs.common import fail, fetched, known_dataset, parse_size
 from fullres.models.downsampler import Downsampler
 from fullres.models.full_resolution.split_merge import FullResolution
+from fullres.ops.normalisation import IMAGENET
 from fullres.pipeline.data.images import read_channels
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.adaptive import Adaptive, largest_size
-from fullres.pipeline.predict.engines import Resources
+from fullres.pipeline.predict.engines import Engine, Resources, Windows
 from fullres.pipeline.predict.published import is_remote
 from fullres.pipeline.predict.sampler import load_downsampler
 from fullres.pipeline.predict.windows import Average, WindowSpec
@@ -122,3 +126,27 @@ def downsampler(weights: str) -> Downsampler:
     if is_remote(weights):
         fetched(weights)
     return load_downsampler(weights, torch.device("cpu"))
+
+
+def settings_of(engine: Engine) -> dict[str, Any]:
+    """What changes an engine's results beside its network."""
+    settings: dict[str, Any] = {}
+    inner = engine
+    if isinstance(engine, Adaptive):
+        where, inner = engine.sampler.downsampler, engine.inner
+        said = None if where is None else state_digest(where)
+        settings |= {"sampling": {"size": list(engine.sampler.size), "downsampler": said}}
+    if isinstance(inner, Windows):
+        settings |= {"windows": json.loads(json.dumps(asdict(inner.spec)))}
+    if engine.normalisation != IMAGENET:
+        settings |= {"normalisation": json.loads(json.dumps(asdict(engine.normalisation)))}
+    return settings
+
+
+def state_digest(network: nn.Module) -> str:
+    """Of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from fullres.models.weights import WeightsError, load_backbone, load_pretrained
 from fullres.pipeline.predict.published import local_weights
 from fullres.pipeline.predict.sampler import load_downsampler
 from fullres.pipeline.train.config import ModelConfig, SamplingConfig
-from fullres.pipeline.train.objectives import LearningSampler
+from fullres.pipeline.train.learning_sampler import LearningSampler
 
 # Where the downsampler's weights lie in the state dict of a network that it learns beside.
 SAMPLER = "sampler.downsampler."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fullres.models.auxiliary import TrainingOutput, enlarge
 from fullres.models.catalogue import Loss
 from fullres.models.checkpointing import blocks_checkpointed
-from fullres.models.downsampler import Downsampler, SamplingOutput
+from fullres.models.downsampler import SamplingOutput
 from fullres.models.lattices import Lattice, LatticeOutput
 from fullres.models.ocrnet import OCRNetOutput
 from fullres.models.seethrough import HEAD_SCALES, SeeThroughNetOutput
@@ -33,7 +33,6 @@ from fullres.ops.losses import (
 from fullres.ops.nearest import nearest_at_grid
 from fullres.ops.replicas import Group, counted_over, divisor
 from fullres.ops.rmi import binary_cross_entropy, rmi_loss
-from fullres.ops.sampling import resize_tensor, sample_moving, sample_tensor
 from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
 
 _AUXILIARY = 0.4  # PSPNet, Sec. 5.1
@@ -296,26 +295,3 @@ def downsampler_objective(
 
 def _stacked(tensors: Sequence[np.ndarray], like: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(tensors)).to(like.device, torch.float32)
-
-
-class LearningSampler(nn.Module):
-    """A downsampler that learns with the network behind it: where a training attaches it, a network's
-    `sampler`. `size`: h x w points. `weight`: of the downsampler's own loss, the squared distance from the
-    label maps' sampling tensors.
-
-    The paper trains the two one after the other. Here the network's loss moves the points too, by the
-    gradient that bilinear interpolation of the image would have (`sample_moving`).
-    """
-
-    def __init__(self, downsampler: Downsampler, size: tuple[int, int], weight: float) -> None:
-        super().__init__()
-        self.downsampler, self.size, self.weight = downsampler, size, weight
-
-    def forward(
-        self, images: Tensor, labels: Tensor, ignore_index: int = 255
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """images: N x 3 x H x W; labels: N x H x W. Both at the points, and the downsampler's own loss."""
-        output = self.downsampler(images)
-        phi = resize_tensor(project(output.phi), self.size)
-        own = self.weight * downsampler_objective(output, labels, ignore_index)
-        return sample_moving(images, phi), sample_tensor(labels[:, None], phi)[:, 0], own

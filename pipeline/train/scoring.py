@@ -23,7 +23,7 @@ from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_
 from fullres.pipeline.review.evaluate import Evaluation
 from fullres.pipeline.train.config import SamplingConfig
 from fullres.pipeline.train.engine import Engine
-from fullres.pipeline.train.objectives import LearningSampler
+from fullres.pipeline.train.learning_sampler import LearningSampler
 from fullres.pipeline.train.samples import Frames
 
 _BUDGET = 4 << 30  # bytes, beyond the network's own
