@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ def engine_of(precision, **changes):
     return PlainEngine(config, objective_of(config, folder(19), False, False), CPU)
 
 
+@cache
 def batch():
     images, labels = zip(*(render_scene(seed, 32, 32) for seed in range(4)), strict=True)
     return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list("abcd"))
