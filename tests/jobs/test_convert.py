@@ -7,10 +7,10 @@ from fullres.models.publishers import recognise
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.datasets import DATASETS
-from fullres.pipeline.scenes import render_scene
 from tests.models.test_publishers import difference, logits_of, narrow_state
 from tests.models.test_publishers_plain import ccnet_logits, ccnet_state
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 
 def convert(*arguments):

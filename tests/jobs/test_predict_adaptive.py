@@ -14,9 +14,9 @@ from fullres.pipeline.data.images import read_image, read_labels, write_png
 from fullres.pipeline.predict.adaptive import Adaptive
 from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, load_downsampler
-from fullres.pipeline.scenes import render_scene
 from tests.jobs.predicting import camvid_of_scenes, predict, saved
 from tests.models import base
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

@@ -17,8 +17,8 @@ from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.predict import published as table
 from fullres.pipeline.predict.published import Published
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
-from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -15,7 +15,7 @@ from fullres.pipeline.data.images import read_image, read_labels, write_png
 from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
-from fullres.pipeline.scenes import render_scene
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

@@ -12,9 +12,9 @@ from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.objectives import SegmentationLoss
+from tests.scenes import render_scene
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Diverged, PlainEngine, objective_of
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.samples import Batch
+from tests.scenes import render_scene
 
 CPU = torch.device("cpu")
 
