@@ -72,7 +72,7 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(
 
 
 def test_results_of_other_points_are_not_gone_on_with(files, tmp_path):
-    assert asked(files, "--size", "32", "--out", tmp_path / "out").exit_code == 0
+    assert asked(files, "--size", "32", "--workers", 1, "--out", tmp_path / "out").exit_code == 0
     for more in (("--size", "33"), ("--size", "32", "--adaptive", files / "where.safetensors"), ()):
         result = asked(files, *more, "--out", tmp_path / "out")
         assert result.exit_code == 2
@@ -138,7 +138,7 @@ def test_from_label_maps_to_labels(train, tmp_path, loss):
     scores = [json.loads(line) for line in (tmp_path / "net/metrics.jsonl").read_text().splitlines()]
     scored = next(line["mean_iou"] for line in scores if "mean_iou" in line)
     weights = ("--model", "unet", "--weights", tmp_path / "net/weights.safetensors", "--precision", "fp32")
-    points = ("--size", "48x32", "--adaptive", where)
+    points = ("--size", "48x32", "--adaptive", where, "--workers", 1)
     assert predict(tmp_path / "camvid/val", *weights, *points, "--out", tmp_path / "labels").exit_code == 0
     truth = (tmp_path / "labels", tmp_path / "camvid/valannot", "--dataset", "camvid")
     given = ["evaluate", *truth, "--json", tmp_path / "scores.json"]
