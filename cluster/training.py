@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, RunConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from fullres.cluster.board import Board
 from fullres.cluster.connection import first_line
 from fullres.cluster.deepspeed_engine import DeepSpeedEngine
 from fullres.cluster.elastic import ElasticTrainer
@@ -33,14 +34,13 @@ from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.train.checkpoint import WEIGHTS, forget
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import objective_of
-from fullres.pipeline.train.loop import StepReport, begun, places_of, run, samples_of
+from fullres.pipeline.train.loop import begun, places_of, run, samples_of
 from fullres.pipeline.train.network import check_batch
 from fullres.pipeline.train.ownership import OwnFolder
+from fullres.pipeline.train.report import StepReport
 from fullres.pipeline.train.samples import Frames
 from fullres.pipeline.train.stages import described
 
-# A training whose processes died so often without a checkpoint between is the cause, not the victim.
-_RETRIES = 3
 _LOOKS = 0.25  # seconds between two looks at the board
 # Ray Train's own: how often it asks whether its processes live, how long it waits for a place for them.
 _ENVIRONMENT = {
@@ -51,45 +51,6 @@ _ENVIRONMENT = {
 
 class TrainingError(FullresError):
     """The training cannot go on; one line."""
-
-
-class _Board:
-    """What the driver reads. `starts`: of each checkpoint, by its steps done, that so many processes went on
-    from, how often. Processes that begin together are a group, and have a number; what is told by those of
-    another group than the last one counts for nothing: they may have outlived their node."""
-
-    def __init__(self) -> None:
-        self.group = 0
-        self.report: StepReport | None = None
-        self.failure: str | None = None
-        self.starts: dict[tuple[int, int], int] = {}
-        self.last = ""
-
-    def told(self) -> tuple[StepReport | None, str | None]:
-        return self.report, self.failure
-
-    def write(self, group: int, report: StepReport) -> None:
-        if group == self.group:
-            self.report = report
-
-    def fail(self, group: int, why: str) -> None:
-        if group == self.group:
-            self.failure = self.failure or why
-
-    def note(self, group: int, why: str) -> None:
-        """What a process died of, if it can say so."""
-        if group == self.group:
-            self.last = f", the last of: {why}"
-
-    def begin(self, done: int, workers: int) -> int:
-        """The number of the group. Fails where as many processes began too often after one checkpoint."""
-        self.group += 1
-        key = (done, workers)
-        self.starts[key] = self.starts.get(key, 0) + 1
-        if self.starts[key] > _RETRIES + 1:
-            why = f"its processes died {_RETRIES + 1} times without a step further{self.last}"
-            self.fail(self.group, why)
-        return self.group
 
 
 def fit(
@@ -122,7 +83,7 @@ def fit(
         forget(OwnFolder(config.out, training))
     # On the driver's own node: whichever other is lost, what was told stays.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    board: Any = ray.remote(num_cpus=0, label_selector=here)(_Board).remote()
+    board: Any = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
     resources: dict[str, float] = {"GPU": 1} if device == "cuda" else {"CPU": 1}
     out = Storage(config.out)
     config = config.model_copy(update={"out": out.anywhere})

@@ -31,7 +31,8 @@ from fullres.pipeline.train.config import (
     extended,
 )
 from fullres.pipeline.train.layout import ParallelConfig
-from fullres.pipeline.train.loop import StepReport, begun, fit
+from fullres.pipeline.train.loop import begun, fit
+from fullres.pipeline.train.report import StepReport
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig, "data": DataConfig, "augmentation": Augmentation, "parallel": ParallelConfig,

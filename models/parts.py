@@ -1,6 +1,6 @@
 """What several networks are built from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,21 @@ def conv_bn_relu(
     return nn.Sequential(*conv_bn(in_channels, channels, kernel, stride, dilation, groups), nn.ReLU())
 
 
+def drawn(network: nn.Module) -> Iterator[nn.Conv2d]:
+    """Its convolutions, whose weights are to be drawn: none of a network on the meta device, which has no
+    values. To draw there too torch would import its compiler, a second or more."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+            yield module
+
+
 def kaiming(network: nn.Module) -> None:
     """The usual start of residual networks: every convolution normal with variance 2 / fan-out (He et al.,
     ICCV 2015)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for convolution in drawn(network):
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
 
 
 def atrous(strides: Sequence[int], stem: int, output_stride: int) -> list[tuple[int, int]]:

@@ -11,13 +11,14 @@ zero in a cell without any.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fullres.ops.jit import jit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ignore = Literal["channel", "renormalise"]
 
@@ -87,8 +88,8 @@ def class_probability_pyramid(
 
 
 def class_probability_tensor(
-    labels: Tensor, scale: int, num_classes: int, ignore: Ignore = "channel", ignore_index: int = 255
-) -> Tensor:
+    labels: "Tensor", scale: int, num_classes: int, ignore: Ignore = "channel", ignore_index: int = 255
+) -> "Tensor":
     """`class_probability` of a batch, on the device it is on: the same values.
 
     Args:
@@ -100,6 +101,8 @@ def class_probability_tensor(
     Raises:
         ValueError: a label that does not belong, which it names.
     """
+    import torch  # here alone: processes that make targets of arrays do without, and it takes seconds
+
     n, height, width = labels.shape
     h, w = -(-height // scale), -(-width // scale)
     if labels.is_meta:  # without data, of which the memory is asked

@@ -9,6 +9,8 @@ from ray.cluster_utils import Cluster
 
 def cluster_of(cpus: int, store_mib: int = 256) -> Cluster:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Processes started ahead would be for workers without an environment of their own: few here are.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     return Cluster(
         initialize_head=True, head_node_args={"include_dashboard": False, **node_of(cpus, store_mib)}
     )

@@ -8,7 +8,7 @@ import numpy as np
 from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.predict.outputs import write_outputs
-from fullres.pipeline.scenes import render_scene
+from tests.scenes import render_scene
 from tests.shared import DATA
 
 CAMVID = DATA / "camvid/valannot"

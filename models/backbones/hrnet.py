@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fullres.models.auxiliary import TrainingOutput
 from fullres.models.backbones.resnet import BasicBlock, Bottleneck, residual_layer
-from fullres.models.parts import concatenate, conv_bn, conv_bn_relu, kaiming, resize
+from fullres.models.parts import concatenate, conv_bn, conv_bn_relu, drawn, kaiming, resize
 
 
 def _bring(channels: Sequence[int], source: int, target: int) -> nn.Module:
@@ -151,9 +151,8 @@ class HRNetV2(nn.Module):
             nn.ReLU(),
             nn.Conv2d(channels, num_classes, 1),
         )
-        for layer in self.last_layer:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.001)
+        for convolution in drawn(self.last_layer):
+            nn.init.normal_(convolution.weight, std=0.001)
 
     def forward(self, image: Tensor) -> Tensor | TrainingOutput:
         align_corners = self.backbone.align_corners

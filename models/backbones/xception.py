@@ -17,7 +17,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fullres.models.parts import atrous, conv_bn
+from fullres.models.parts import atrous, conv_bn, drawn
 
 
 class SeparableConv(nn.Module):
@@ -80,10 +80,10 @@ class Xception(nn.Module):
             SeparableConv(c1536, c1536, *exit2, relu_inside=True),
             SeparableConv(c1536, c2048, *exit2, relu_inside=True),
         )
+        for convolution in drawn(self):
+            nn.init.trunc_normal_(convolution.weight, std=0.09, a=-0.18, b=0.18)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.09, a=-0.18, b=0.18)
-            elif isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.eps = 1e-3
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

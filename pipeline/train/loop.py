@@ -10,7 +10,6 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,29 +25,11 @@ from fullres.pipeline.train.optimizer import learning_rate
 from fullres.pipeline.train.ownership import OwnFolder
 from fullres.pipeline.train.places import kept_places
 from fullres.pipeline.train.records import Records
+from fullres.pipeline.train.report import StepReport
 from fullres.pipeline.train.samples import Batch, Frames, Samples
 from fullres.pipeline.train.scoring import score
 
 _RECORDED = {"loss", "learning_rate", "images_per_second", "waiting", "memory"}
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What `fit` tells now and then; means since the last report.
-
-    `images_per_second`; `waiting`: the share of the time that went by until batches were there; `memory`: the
-    most that the first process had so far, MiB, of the GPU where there is one; `mean_iou`: of the last
-    evaluation.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    images_per_second: float
-    waiting: float
-    memory: float
-    mean_iou: float | None
 
 
 def fit(

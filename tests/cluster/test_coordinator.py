@@ -63,23 +63,22 @@ def once(network, given, images, **more):
         running.close()
 
 
-def test_same_bytes_as_in_process_on_1_2_and_3_workers(network, three):
+def test_same_bytes_as_in_process_on_2_and_3_workers(network, three):
     images = images_of(MIXED_SIZES)
     expected = in_process(network, images)
     assert_same_bytes(run(three, images), expected)
     assert len([w for w in three.progress.workers if w.grains]) > 1
-    for count in (1, 2):
-        results, progress = once(network, options(count), images)
-        assert_same_bytes(results, expected)
-        assert progress.done == len(images)
-        assert progress.failures == {}
-        assert progress.in_flight == 0
-        assert progress.grains_done == progress.grains == sum(w.grains for w in progress.workers)
-        assert progress.grains_rerun == 0
-        assert all(w.busy > 0 for w in progress.workers if w.grains)
+    results, progress = once(network, options(2), images)
+    assert_same_bytes(results, expected)
+    assert progress.done == len(images)
+    assert progress.failures == {}
+    assert progress.in_flight == 0
+    assert progress.grains_done == progress.grains == sum(w.grains for w in progress.workers)
+    assert progress.grains_rerun == 0
+    assert all(w.busy > 0 for w in progress.workers if w.grains)
 
 
-def test_scores_of_a_network_with_several_outputs():
+def test_scores_of_a_network_with_several_outputs_on_1_worker():
     network, images = narrow("fcn8s18"), images_of([(64, 96), (97, 61)])
     results, _ = once(network, options(1, scores=True), images)
     assert_same_bytes(results, in_process(network, images, scores=True))
@@ -97,15 +96,14 @@ def test_only_image_and_labels_travel(three):
 
 
 def test_killed_workers_lose_nothing(network, three):
-    images = images_of([(192, 256)] * 20)
+    images = images_of([(192, 256)] * 12)
     expected = in_process(network, images)
-    grains = len(images) * 16
-    killer = Killer(three, (0, grains // 4, grains // 2, 3 * grains // 4))
+    killer = Killer(three, (0, len(images) * 16 // 2))
     rerun = three.progress.grains_rerun
     assert_same_bytes(run(three, images, killer), expected)
-    assert len(killer.killed) == 4
-    assert 4 <= three.progress.grains_rerun - rerun <= 8
-    assert sum(w.restarts for w in three.progress.workers) == 4
+    assert len(killer.killed) == 2
+    assert 2 <= three.progress.grains_rerun - rerun <= 4
+    assert sum(w.restarts for w in three.progress.workers) == 2
     assert three.progress.in_flight == 0
 
 
@@ -161,25 +159,26 @@ def test_a_worker_that_dies_while_loading_is_counted_and_replaced(network, monke
     assert [w.restarts for w in progress.workers] == [1]
 
 
-def test_results_that_cannot_be_written(network, tmp_path):
+def test_results_that_cannot_be_written(network, three, tmp_path):
     def write(task, image, result):
         write_png(tmp_path / f"{task.stem}.png", result)
 
-    def stream(**more):
-        running = Coordinator(SplitMerge(network), options(1, **more))
-        try:
-            return running.run(tasks, lambda path: random_image(64, 96), write)
-        finally:
-            running.close()
+    def read(path):
+        return random_image(64, 96)
 
     tasks = [Task(Path(f"{i}.png"), Path(name)) for i, name in enumerate(("a", "b" * 253, "c"))]
-    progress = stream()
+    done, known = three.progress.done, set(three.progress.failures)
+    progress = three.run(tasks, read, write)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "c.png"]
-    assert list(progress.failures) == ["1.png"]
+    assert progress.failures.keys() - known == {"1.png"}
     assert "its results can't be written: [Errno 36] File name too long" in progress.failures["1.png"]
-    assert (progress.done, progress.in_flight) == (2, 0)
-    with pytest.raises(ImageError, match=r"1\.png: its results can't be written"):
-        stream(strict=True)
+    assert (progress.done - done, progress.in_flight) == (2, 0)
+    strict = Coordinator(SplitMerge(network), options(1, strict=True))
+    try:
+        with pytest.raises(ImageError, match=r"1\.png: its results can't be written"):
+            strict.run(tasks, read, write)
+    finally:
+        strict.close()
 
 
 def test_unreadable_image_among_others(network, three):
@@ -190,11 +189,13 @@ def test_unreadable_image_among_others(network, three):
             raise ImageError("01.png: PNG file of 7 bytes is cut short or damaged")
         return images[path.name]
 
+    known = set(three.progress.failures)
     results = run(three, images, read=read)
     expected = in_process(network, images)
     del expected["01.png"]
     assert_same_bytes(results, expected)
-    assert three.progress.failures == {"01.png": "01.png: PNG file of 7 bytes is cut short or damaged"}
+    assert three.progress.failures.keys() - known == {"01.png"}
+    assert three.progress.failures["01.png"] == "01.png: PNG file of 7 bytes is cut short or damaged"
     assert three.progress.in_flight == 0
     with pytest.raises(ImageError, match=r"01.png: PNG file of 7 bytes"):
         once(network, options(1, strict=True), images, read=read)
@@ -230,11 +231,11 @@ class LacksALibrary(SplitMerge):
 
 def test_a_worker_that_cannot_load_while_others_can(network, tmp_path):
     images = images_of([(64, 96)] * 4)
-    running = Coordinator(LacksALibrary(network, tmp_path, 1), options(3))
+    running = Coordinator(LacksALibrary(network, tmp_path, 1), options(2))
     try:
         assert_same_bytes(run(running, images), in_process(network, images))
         assert list(running.progress.left_out.values()) == ["no library here"]
-        assert len(running.progress.workers) == 2
+        assert len(running.progress.workers) == 1
     finally:
         running.close()
 

@@ -20,10 +20,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
 from tests.cluster.streams import in_process
 from tests.networks import narrow, random_image
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,12 @@ import re
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -194,14 +196,12 @@ def test_a_relative_folder_is_the_drivers(cluster, root, tmp_path, monkeypatch):
 
 
 def workers_at_work():
-    """Process ids of the Ray workers that run a task of the job."""
+    """Process ids of the Ray workers that run a task of the job, of this process's cluster alone."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::FlatMap"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::FlatMap"):
+                found.append(process.pid)
     return found
 
 

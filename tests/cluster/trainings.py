@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
+from tests.scenes import render_scene
 
 STEPS = 10
 

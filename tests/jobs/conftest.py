@@ -5,9 +5,9 @@ import cv2
 import pytest
 
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from tests.clusters import cluster_of
 from tests.jobs.predicting import saved
+from tests.scenes import render_scene
 
 
 @pytest.fixture(scope="session")

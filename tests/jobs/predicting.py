@@ -6,8 +6,8 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.models.weights import WeightsInfo, save_weights
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 
 def saved(path, name="smp18", classes=11, known="camvid", dtype=torch.float32):

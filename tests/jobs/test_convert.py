@@ -7,10 +7,10 @@ from fullres.models.publishers import recognise
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.datasets import DATASETS
-from fullres.pipeline.scenes import render_scene
 from tests.models.test_publishers import difference, logits_of, narrow_state
 from tests.models.test_publishers_plain import ccnet_logits, ccnet_state
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 
 def convert(*arguments):
@@ -102,7 +102,7 @@ def test_a_network_that_reads_images_in_another_way(tmp_path, checkpoint, cluste
     picture = render_scene(0, 59, 83)[0]
     write_png(tmp_path / "scene.png", picture)
     given = ["predict", tmp_path / "scene.png", "--model", "ccnet50", "--weights", out, "--dataset", "folder"]
-    given += ["--out", tmp_path / "labels", "--precision", "fp32"]
+    given += ["--out", tmp_path / "labels", "--precision", "fp32", "--workers", 1]
     assert CliRunner().invoke(app, [*map(str, given)]).exit_code == 0
     blue_first = torch.tensor(picture[..., ::-1].copy()).double() - torch.tensor(eval(means))
     logits = ccnet_logits(state, blue_first.permute(2, 0, 1)[None], "new")[0]
@@ -162,7 +162,7 @@ def test_predict_takes_it_as_it_is(tmp_path, checkpoint, cluster, monkeypatch):
     labels = []
     for name, weights in (("theirs", theirs), ("own", own)):
         asked = ("--model", "pspnet50", "--weights", weights, "--dataset", "folder", "--out", tmp_path / name)
-        given = map(str, ["predict", tmp_path / "scene.png", *asked, "--precision", "fp32"])
+        given = map(str, ["predict", tmp_path / "scene.png", *asked, "--precision", "fp32", "--workers", 1])
         result = CliRunner().invoke(app, [*given])
         assert result.exit_code == 0, result.output
         labels.append((tmp_path / name / "scene.png").read_bytes())

@@ -11,8 +11,8 @@ from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.data.pictures import heat
 from fullres.pipeline.datasets import dataset
 from fullres.pipeline.review.explain import Explainer
-from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,8 @@ from fullres.jobs.cli import app
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, load_backbone, load_network, save_weights, shipped_weights
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 SHIPPED = str(shipped_weights()["scenes", "fcn32s18"])
 

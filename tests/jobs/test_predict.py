@@ -22,8 +22,8 @@ from fullres.pipeline.datasets import dataset
 from fullres.pipeline.predict.execute import Predictor, predict_image
 from fullres.pipeline.predict.plan import plan_image
 from fullres.pipeline.predict.sources import SOURCES
-from fullres.pipeline.scenes import render_scene
 from tests.jobs.predicting import predict, saved
+from tests.scenes import render_scene
 from tests.shared import DATA
 
 torch.set_num_threads(1)
@@ -214,11 +214,14 @@ def test_killed_and_started_again(cluster, weights, tmp_path):
         write_png(images / f"{i:02}.png", render_scene(i, 128, 160)[0])
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     command = [
-        sys.executable, "-m", "fullres.jobs.cli", "predict", images, "--weights", weights, "--workers", "2",
-        "--precision", "fp32", "--save", "color", "--out",
+        sys.executable, "-m", "fullres.jobs.cli", "predict", images, "--weights", weights, "--precision",
+        "fp32", "--save", "color", "--out",
     ]  # fmt: skip
     process = subprocess.Popen(
-        [*command, broken], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*command, broken, "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while len(finished(broken)) < 3:
@@ -232,11 +235,12 @@ def test_killed_and_started_again(cluster, weights, tmp_path):
     assert not (broken / "summary.json").exists()
     times = {path: path.stat().st_mtime_ns for path in done}
 
-    again = (*command[4:], broken, "--address", cluster.address)
+    one = ("--workers", 1, "--address", cluster.address)
+    again = (*command[4:], broken, *one)
     assert predict(*again).exit_code == 0
     assert summary(broken)["images"] == {"done": 12 - len(done), "already_done": len(done), "failed": 0}
     assert {path: path.stat().st_mtime_ns for path in done} == times
-    undisturbed = (*command[4:], whole, "--address", cluster.address)
+    undisturbed = (*command[4:], whole, *one)
     assert predict(*undisturbed).exit_code == 0
     remains = {name for name in files(broken) if Path(name).name.startswith(".")}  # of what was being written
     assert {n: data for n, data in files(broken).items() if n not in remains} == files(whole)

@@ -17,8 +17,8 @@ from fullres.pipeline.data.images import read_labels, write_png
 from fullres.pipeline.predict import published as table
 from fullres.pipeline.predict.published import Published
 from fullres.pipeline.predict.windows import WindowPredictor, WindowSpec, plan_windows, predict_windows
-from fullres.pipeline.scenes import render_scene
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -45,7 +45,8 @@ def predict(cluster, tmp_path, monkeypatch):
     write_png(tmp_path / "scene.png", render_scene(0, 60, 70)[0])
 
     def run(*arguments, out="out"):
-        given = ["predict", tmp_path / "scene.png", "--out", tmp_path / out, "--precision", "fp32"]
+        given = ["predict", tmp_path / "scene.png", "--out", tmp_path / out]
+        given += ["--precision", "fp32", "--workers", 1]
         return CliRunner().invoke(app, [*map(str, [*given, *arguments])])
 
     return run

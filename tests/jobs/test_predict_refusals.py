@@ -5,9 +5,9 @@ import ray
 import torch
 
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from tests.jobs.predicting import predict, saved
 from tests.networks import narrow
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ from fullres.pipeline.data.fetch import place_of
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.predict import published as table
 from fullres.pipeline.predict.published import Published
-from fullres.pipeline.scenes import render_scene
+from tests.scenes import render_scene
 
 TRAINED = "https://example.org/trained.safetensors"
 FOREIGN = "https://example.org/foreign.pth"

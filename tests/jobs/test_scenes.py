@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.pipeline.data.images import read_image, read_labels
-from fullres.pipeline.scenes import render_scene
+from tests.scenes import render_scene
 
 
 def run(*arguments):

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.datasets import dataset
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.targets.compute import TargetSpec, targets_of
+from tests.scenes import render_scene
 
 COUNT = 96
 FILES = 24

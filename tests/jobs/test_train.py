@@ -12,9 +12,9 @@ from fullres.models.backbones.resnet import ResNet
 from fullres.models.catalogue import build
 from fullres.models.weights import WeightsInfo, load_network, save_weights
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.objectives import SegmentationLoss
+from tests.scenes import render_scene
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def scenes(tmp_path_factory):
 def train(scenes, tmp_path):
     """Write a configuration, with some values replaced, and run it."""
 
-    def run(*options, out="run", model="smp18", more="", dataset="scenes", data="", **changed):
+    def run(*options, out="run", model="smp18", more="", dataset="scenes", data="", workers=0, **changed):
         values = {
             "steps": 4,
             "batch_size": 2,
@@ -44,6 +44,7 @@ def train(scenes, tmp_path):
         lines += [
             "[data]",
             f'dataset = "{dataset}"',
+            f"workers = {workers}",
             data,
             f'images = "{scenes}/images"',
             f'labels = "{scenes}/labels"',
@@ -80,7 +81,7 @@ def test_leaves_weights_that_predict_takes(train, tmp_path, model, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"phases": [1, 1, 2, 2]},
+        {"phases": [1, 1, 2, 2], "workers": 2},  # which read ahead
         {"model": "pspnet50", "optimizer": "sgd"},  # dropout, momentum, an auxiliary head
     ],
 )

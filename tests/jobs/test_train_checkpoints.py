@@ -13,10 +13,10 @@ from fullres.jobs.cli import app
 from fullres.models.weights import load_network
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint, loop
 from fullres.pipeline.train.checkpoint import name_of, saved
 from fullres.pipeline.train.engine import PlainEngine
+from tests.scenes import render_scene
 
 CONFIG = """
 out = "{0}/run"

@@ -17,10 +17,10 @@ from fullres.pipeline.data.images import read_image, write_png
 from fullres.pipeline.data.pictures import colour, stacked
 from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.review.evaluate import evaluate
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.engine import PlainEngine
 from fullres.pipeline.train.objectives import SegmentationLoss
+from tests.scenes import render_scene
 
 
 def one_line(result):

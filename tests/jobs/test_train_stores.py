@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 from fullres.jobs.cli import app
 from fullres.pipeline.data.images import write_png
 from fullres.pipeline.data.storage import Storage
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.checkpoint import saved
 from fullres.pipeline.train.engine import PlainEngine
 from tests.pipeline.data.object_stores import BUCKETS
+from tests.scenes import render_scene
 
 CONFIG = """
 out = "{0}/local"

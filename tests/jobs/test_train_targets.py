@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from fullres.jobs.cli import app
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import Augmentation, DataConfig
 from fullres.pipeline.train.samples import Frames, Samples
+from tests.scenes import render_scene
 
 CONFIG = """
 out = "{0}/run"

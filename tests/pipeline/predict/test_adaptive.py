@@ -20,9 +20,9 @@ from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, sampled_and_back, sampler_of
 from fullres.pipeline.predict.schedule import BudgetError
 from fullres.pipeline.predict.windows import WindowSpec
-from fullres.pipeline.scenes import render_scene
 from tests.models import base
 from tests.networks import narrow, random_image
+from tests.scenes import render_scene
 
 torch.set_num_threads(1)
 

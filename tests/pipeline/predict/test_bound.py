@@ -64,7 +64,7 @@ def one_convolution_a_stage():
 NETWORKS = {
     "one-convolution-a-stage": one_convolution_a_stage,
     **{f"generated-{seed}": lambda seed=seed: generated(seed) for seed in range(6)},
-    # DnCNN reads one channel: tests/test_face.py.
+    # DnCNN reads one channel: tests/face/test_face.py.
     **{name: lambda name=name: public(name) for name in PUBLIC if name not in ("dncnn", "dictionary")},
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*resizes to the image's size")

@@ -53,7 +53,7 @@ def test_macs_of_every_grain(name, size, budget, workers):
     assert [counted(predictor, plan, grain, image) for grain in grains] == [grain.macs for grain in grains]
 
 
-@pytest.mark.parametrize("name", ["smp18", "smp50", "fcn32s18"])
+@pytest.mark.parametrize("name", ["smp18", pytest.param("smp50", marks=pytest.mark.slow), "fcn32s18"])
 def test_macs_with_a_trunk(name):
     predictor = Predictor(narrow(name), torch.device("cpu"), "fp32")
     planned = {"workers": 3, "precision": "fp32"}

@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -90,14 +91,14 @@ specs = st.builds(
         st.sampled_from([0.4, 0.5, 0.75, 1.0, 1.3, 2.0]), min_size=1, max_size=3, unique=True
     ).map(tuple),
     flip=st.booleans(),
-    window=st.one_of(st.none(), st.integers(1, 60)),
+    window=st.one_of(st.none(), st.integers(8, 60)),  # smaller ones, of which there are many, are examples
     stride=st.none(),
     base_size=st.one_of(st.none(), st.sampled_from([16, 30])),
 )
 
 
 @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
-@given(st.tuples(st.integers(20, 50), st.integers(20, 50)), specs, st.integers(4, 30))
+@given(st.tuples(st.integers(20, 50), st.integers(20, 50)), specs, st.integers(7, 30))
 @example((20, 23), WindowSpec((1.0, 0.5), True, 9), 1)
 @example((21, 20), WindowSpec((1.3,), False, 1), 1)
 def test_equal_to_whole_images_window_by_window(size, spec, stride):
@@ -148,19 +149,22 @@ def test_one_window_that_covers_it_is_the_whole_image(predictor, size):
         assert np.array_equal(whole, same)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_shares_may_come_in_any_order(random):
+def test_shares_may_come_in_any_order():
     spec = WindowSpec((0.5, 1.0, 1.5), True, 40, 25)
     size, predictor = (150, 101), WindowPredictor(Small(), torch.device("cpu"), "fp32")
     image, plan = random_image(*size), plan_windows(size, spec)
     shares = [predictor.run(plan.schedule, grain, image) for grain in plan.grains]
-    order = list(plan.grains)
-    random.shuffle(order)
-    merger = Merger(plan, scores=False)
-    complete = [merger.add(grain, shares[grain.index]) for grain in order]
-    assert complete == [False] * (len(order) - 1) + [True]
-    assert np.array_equal(merger.result, predict_windows(predictor, plan, image))
+    expected = predict_windows(predictor, plan, image)
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.permutations(plan.grains))
+    def any_order(order):
+        merger = Merger(plan, scores=False)
+        complete = [merger.add(grain, shares[grain.index]) for grain in order]
+        assert complete == [False] * (len(order) - 1) + [True]
+        assert np.array_equal(merger.result, expected)
+
+    any_order()
 
 
 def test_a_merger_holds_a_band():
@@ -227,8 +231,13 @@ def test_logits_are_no_view_of_what_the_network_keeps(predictor):
         np.testing.assert_allclose(result, 1, atol=1e-6)
 
 
+@cache
+def costs_of(name, precision, attention):
+    return WindowCosts(narrow(name, 1 / 4), precision, attention)
+
+
 def peak(size, spec, precision="fp32", attention=(), name="spgnet18x2"):
-    costs = WindowCosts(narrow(name, 1 / 4), precision, attention)
+    costs = costs_of(name, precision, attention)
     return costs.fit(plan_windows(size, spec, costs.macs), 1 << 40).schedule.peak_bytes
 
 
@@ -243,7 +252,7 @@ def test_the_predicted_peak_follows_window_precision_and_classes():
     assert peak(size, WindowSpec(flip=True)) > whole
     assert peak(size, WindowSpec(window=600, average="logits")) < 1.1 * whole  # not padded
     assert peak(size, WindowSpec(), "bf16", name="unet") < 0.7 * peak(size, WindowSpec(), name="unet")
-    assert peak(size, WindowSpec(), attention=(0, 1, 2)) > 1.2 * peak(size, WindowSpec())
+    assert peak(size, WindowSpec(), attention=(0, 1, 2)) > 1.2 * whole
 
 
 @pytest.mark.parametrize(

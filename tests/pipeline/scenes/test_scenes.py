@@ -29,7 +29,7 @@ CLASSES = 19
 
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
-    return [render_scene(seed, 256, 512) for seed in range(40)]
+    return [render_scene(seed, 256, 512) for seed in range(20)]
 
 
 def _pixels(scenes) -> np.ndarray:

@@ -23,9 +23,9 @@ from fullres.ops.metrics import class_iou, confusion_matrix, mean_score
 from fullres.ops.normalisation import normalise
 from fullres.ops.sampling_solve import sampling_tensor
 from fullres.pipeline.data.images import write_png
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.loop import TrainingConfig, fit
 from fullres.pipeline.train.objectives import objective
+from tests.scenes import render_scene
 
 pytestmark = pytest.mark.slow
 

@@ -2,17 +2,18 @@
 
 import math
 from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 from fullres.pipeline.datasets.folder import folder
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Diverged, PlainEngine, objective_of
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.samples import Batch
+from tests.scenes import render_scene
 
 CPU = torch.device("cpu")
 
@@ -26,6 +27,7 @@ def engine_of(precision, **changes):
     return PlainEngine(config, objective_of(config, folder(19), False, False), CPU)
 
 
+@cache
 def batch():
     images, labels = zip(*(render_scene(seed, 32, 32) for seed in range(4)), strict=True)
     return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), list("abcd"))

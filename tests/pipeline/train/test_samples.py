@@ -9,11 +9,11 @@ import pytest
 from fullres.pipeline.data.images import ImageError, write_png
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.datasets.pairs import FilesError
-from fullres.pipeline.scenes import render_scene
 from fullres.pipeline.train.config import Augmentation, DataConfig
 from fullres.pipeline.train.places import class_places, kept_places
 from fullres.pipeline.train.samples import Frames, Samples
 from tests.pipeline.data.object_stores import BUCKETS
+from tests.scenes import render_scene
 
 COUNT = 7
 
