@@ -17,6 +17,8 @@ from fullres.ops.errors import FullresError
 
 _STORE = 2 << 30  # bytes of a local cluster's object store, at most
 _LEAST_STORE = 80 << 20  # Ray takes no less
+# Ray would start some beforehand, of an environment that none of ours has.
+_NO_IDLE_WORKERS = {"prestart_worker_first_driver": False}
 _NODE_DIED = (
     "Ray's node on this machine has died (killed, or out of memory): what is written stays, and the same "
     "command goes on from there"
@@ -48,7 +50,7 @@ def ray_cluster(address: str | None, cpus: int | None) -> Iterator[None]:
                 ray.init(
                     address="local", num_cpus=max(cpus or 0, os.cpu_count() or 1), include_dashboard=False,
                     log_to_driver=False, logging_level=logging.ERROR, object_store_memory=_store_bytes(),
-                    _temp_dir=_short_folder(),
+                    _temp_dir=_short_folder(), _system_config=_NO_IDLE_WORKERS,
                 )  # fmt: skip
             else:
                 _check_listening(address or os.environ.get("RAY_ADDRESS", ""))
