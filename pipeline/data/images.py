@@ -238,6 +238,24 @@ def _check_size(path: str | Path, size: tuple[int, int]) -> None:
         raise ImageError(_too_large(path, size, f"at most {_MOST_PIXELS}"))
 
 
+def decode_png_16(data: bytes, path: str | Path, axes: int) -> np.ndarray:
+    """The values of a PNG file of 16 bits as they are, uint16: H x W with two `axes`; H x W x C with three,
+    where OpenCV puts red last, and makes three equal channels of grey with alpha.
+
+    Raises ImageError: another kind of file, or damaged.
+    """
+    values = None
+    if image_format(data) == "PNG":
+        check_header(path, data)
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ImageError(f"{path}: not a PNG file, or damaged")
+    if values.dtype != np.uint16 or values.ndim != axes:
+        wanted = "one channel of 16 bits is" if axes == 2 else "16 bits and several channels are"
+        raise ImageError(f"{path}: {values.dtype} of shape {values.shape}; {wanted} read")
+    return values
+
+
 def check_header(path: str | Path, data: bytes) -> None:
     """Raise ImageError for what a file says of itself, before anything is decoded: its size, and a PNG file's
     checksums."""

@@ -7,11 +7,9 @@ from n = 0 on; below 1000 the class alone, for pixels of no single object: group
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from fullres.pipeline.data.image_headers import image_format
-from fullres.pipeline.data.images import ImageError, check_header, read_bytes
+from fullres.pipeline.data.images import decode_png_16, read_bytes
 from fullres.pipeline.datasets.dataset import Dataset
 from fullres.pipeline.datasets.pairs import FilesError
 
@@ -41,7 +39,7 @@ def read_objects(path: str | Path, dataset: Dataset) -> tuple[np.ndarray, np.nda
         ImageError: not such a file, or damaged.
         ValueError: classes that the data set doesn't know.
     """
-    values = _read_16_bits(path)
+    values = decode_png_16(read_bytes(path), path, 2)
     present = np.flatnonzero(np.bincount(values.ravel(), minlength=1 << 16))
     objects = present[present >= _OBJECTS]
     known = dataset.instances.classes if dataset.instances else {}
@@ -63,16 +61,3 @@ def _beside(label: Path, dataset: Dataset) -> Path | None:
     if ending is None or ending not in instances:
         return None
     return label.with_name(f"{label.stem.removesuffix(ending)}{instances[ending]}.png")
-
-
-def _read_16_bits(path: str | Path) -> np.ndarray:
-    """The values of a PNG file, HxW uint16."""
-    data, values = read_bytes(path), None
-    if image_format(data) == "PNG":
-        check_header(path, data)
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None:
-        raise ImageError(f"{path}: not a PNG file, or damaged")
-    if values.dtype != np.uint16 or values.ndim != 2:
-        raise ImageError(f"{path}: {values.dtype} of shape {values.shape}; one channel of 16 bits is read")
-    return values

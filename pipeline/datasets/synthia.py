@@ -7,11 +7,9 @@ a split.
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from fullres.pipeline.data.image_headers import image_format
-from fullres.pipeline.data.images import ImageError, check_header
+from fullres.pipeline.data.images import decode_png_16
 from fullres.pipeline.datasets import cityscapes
 from fullres.pipeline.datasets.dataset import Dataset, Encoding, Split
 
@@ -49,18 +47,10 @@ def decode_class_channel(data: bytes, path: str | Path) -> np.ndarray:
     Raises:
         ImageError: another kind of file, or damaged.
     """
-    pixels = None
-    if image_format(data) == "PNG":
-        check_header(path, data)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ImageError(f"{path}: not a PNG file, or damaged")
-    if pixels.dtype != np.uint16 or pixels.ndim != 3:
-        raise ImageError(
-            f"{path}: {pixels.dtype} of shape {pixels.shape}; 16 bits and several channels are read"
-        )
-    # OpenCV puts red, the first channel, last; of grey with alpha it makes three equal channels and alpha.
-    return np.minimum(pixels[:, :, 2], 255).astype(np.uint8)  # no class has an id beyond a byte
+    # Red, the first channel, is last.
+    return np.minimum(decode_png_16(data, path, 3)[:, :, 2], 255).astype(
+        np.uint8
+    )  # no class has an id beyond a byte
 
 
 def _dataset(
