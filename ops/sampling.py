@@ -61,7 +61,7 @@ def sample(array: np.ndarray, phi: np.ndarray) -> np.ndarray:
     """
     extent = np.array(array.shape[:2]) - 1
     index = np.rint(phi.astype(np.float64) * extent).astype(np.intp)
-    # One index a pixel is read twice as fast as two.
+    # With one index a pixel this is twice as fast as with two.
     flat = array.reshape(-1, *array.shape[2:])
     return flat.take(index[..., 0] * array.shape[1] + index[..., 1], axis=0)
 

@@ -47,10 +47,8 @@ def decode_class_channel(data: bytes, path: str | Path) -> np.ndarray:
     Raises:
         ImageError: another kind of file, or damaged.
     """
-    # Red, the first channel, is last.
-    return np.minimum(decode_png_16(data, path, 3)[:, :, 2], 255).astype(
-        np.uint8
-    )  # no class has an id beyond a byte
+    classes = decode_png_16(data, path, 3)[:, :, 2]  # red, the first channel, is last
+    return np.minimum(classes, 255).astype(np.uint8)  # no class has an id beyond a byte
 
 
 def _dataset(

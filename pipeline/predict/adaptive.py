@@ -13,6 +13,7 @@ back to every pixel.
 
 import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,14 +105,13 @@ class Adaptive:
     def __init__(self, inner: Engine, sampler: Sampler, show_points: bool = False) -> None:
         self.inner, self.sampler, self.show_points = inner, sampler, show_points
         self.normalisation = inner.normalisation
-        small = sampler.downsampler
-        cost = None if small is None else WindowCosts(_Flat(small), "fp32").cost(*small.small)
-        self._macs, self._peak = (0, 0) if cost is None else (cost.macs, cost.peak)
+        self._plans: dict[Resources, PlanOfWork] = {}  # of what is sampled, whose size is always the same
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Adaptive, (self.inner, self.sampler, self.show_points)
 
     def with_size(self, size: Pair) -> "Adaptive":
-        sized = copy.copy(self)
-        sized.sampler = replace(self.sampler, size=size)
-        return sized
+        return Adaptive(self.inner, replace(self.sampler, size=size), self.show_points)
 
     def plan(self, size: Pair, resources: Resources, scores: bool) -> AdaptivePlan:
         """Raises ImageError where an image has fewer pixels than there are points."""
@@ -125,21 +125,25 @@ class Adaptive:
         # whoever merges:
         own = down * across * (8 * classes + 64) + 2 * size[0] * size[1] * (4 * classes if scores else 1)
         budget = resources.memory_budget
-        check_budget(own + self._peak, budget, f"{across}x{down} points of {size[1]}x{size[0]} pixels")
+        where = self.sampler.downsampler
+        macs, least = (0, 0) if where is None else _cost(where)
+        check_budget(own + least, budget, f"{across}x{down} points of {size[1]}x{size[0]} pixels")
         taken = -(-own >> 20)  # whole MiB, as budgets are said
         try:
             rest = replace(resources, memory_budget=budget - (taken << 20))
-            inner = self.inner.plan(self.sampler.size, rest, True)
+            if rest not in self._plans:
+                self._plans[rest] = self.inner.plan(self.sampler.size, rest, True)
         except BudgetError as error:
             said = f"{taken} of {budget >> 20} MiB are for the points and the result"
             raise BudgetError(f"{said}, of the rest: {error}") from error
-        peak = max(inner.schedule.peak_bytes, self._peak) + own
+        inner = self._plans[rest]
+        peak = max(inner.schedule.peak_bytes, least) + own
         alone = inner if len(inner.grains) == 1 else None
         parts = self.inner.parts(inner)
         return AdaptivePlan(
             AdaptiveSchedule(size, inner.schedule, alone, peak),
             tuple(
-                AdaptiveGrain(grain.index, grain.macs + self._macs, grain, parts[grain.tile])
+                AdaptiveGrain(grain.index, grain.macs + macs, grain, parts[grain.tile])
                 for grain in inner.grains
             ),
             inner,
@@ -190,6 +194,13 @@ def largest_size(engine: Adaptive, giga_operations: float, resources: Resources)
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
     return (low * _STEP, low * _STEP) if low else None
+
+
+@lru_cache(2)
+def _cost(downsampler: Downsampler) -> tuple[int, int]:
+    """Multiply-adds, and bytes at the worst moment."""
+    cost = WindowCosts(_Flat(downsampler), "fp32").cost(*downsampler.small)
+    return cost.macs, cost.peak
 
 
 class _Flat(nn.Module):
