@@ -72,7 +72,7 @@ def fit(
     if counts[0] > (there := places(device)):
         kind = "GPU" if device == "cuda" else "CPU"
         raise ValueError(f"workers is {counts[0]}: each takes a {kind}, the cluster has {there}")
-    check_batch(config.model, config.batch_size // config.accumulation, config.crop)
+    check_batch(config.model, config.batch_size // config.accumulation, config.input_size)
     if config.parallel.pipeline > 1:
         for count in counts:
             described(config.on(count))

@@ -271,6 +271,11 @@ class TrainingConfig(Section):
             )
         return self
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of what the network reads in a step: a crop, or what is sampled from one."""
+        return self.sampling.size or self.crop
+
     def _check_sampling(self) -> None:
         name, sampling = self.model.name, self.sampling
         if CATALOGUE[name].segments:

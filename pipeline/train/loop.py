@@ -42,7 +42,7 @@ def fit(
     """Train in this process to the end, as `run` says. `drop_head`: see `initial_network`. `from_scratch`:
     nothing of the training before stays, once all that this one starts from is there."""
     goes_on = begun(config) > 0 and not from_scratch
-    check_batch(config.model, config.batch_size // config.accumulation, config.crop)
+    check_batch(config.model, config.batch_size // config.accumulation, config.input_size)
     samples = samples_of(config)
     objective = objective_of(config, samples.frames.known, goes_on, drop_head)
     out = OwnFolder(config.out)

@@ -20,7 +20,7 @@ def stages_of(config: TrainingConfig, objective: SegmentationLoss, device: torch
         network.full_resolution()
         network.activation_checkpointing = False  # stages are, as a whole
     part = config.batch_size // (config.parallel.data or 1) // config.accumulation
-    shape = (part, 3, *config.crop)
+    shape = (part, 3, *config.input_size)
     torch.manual_seed(config.seed)
     found = partition(calls_of(network, shape, device, objective.autocast), config.parallel.pipeline)
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
