@@ -2,19 +2,19 @@
 workers.
 
 Grains of all images in flight wait in one queue; each worker holds at most two of them, so faster workers
-take more and none waits for the network. The next image is read when the queue runs low: its grains start
-before the last image's end. Only the uint8 image (the part that a tile needs) goes out and only class ids, or
-scores if asked, come back. A grain whose worker died goes back to the head of the queue; Ray restarts the
-worker.
+take more and none waits for the network. The next image is read, and planned, when the queue runs low: its
+grains start before the last image's end. Only the uint8 image (the part that a tile needs, or what was
+sampled) goes out and only class ids, or scores if asked, come back. A grain whose worker died goes back to
+the head of the queue; Ray restarts the worker.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,21 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from fullres.cluster.connection import first_line
 from fullres.cluster.memory import release_store
+from fullres.cluster.reading import Read, ReadAhead, Ready
 from fullres.cluster.stream import Options, Progress, Task, WorkerState
 from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker, waiting_for
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import FullresError, NetworkError
 from fullres.pipeline.data.images import ImageError, naming
-from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork, Resources
+from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork
 from fullres.pipeline.predict.schedule import BudgetError
 
 # Two: one runs while the next one's image is on its way.
 _HELD = 2
 # A grain that so many workers died of is the cause, not the victim.
 _ATTEMPTS = 10
+# Bytes of a part that travels inside its grain's call; a larger one lies in the object store, once a node.
+_INLINE = 64 << 10
 # Bytes of results that stay resident here after they are read. Releasing takes a millisecond.
 _RELEASED = 64 << 20
 _RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked again
@@ -53,7 +56,7 @@ class _Job:
     task: Task
     plan: PlanOfWork
     image: np.ndarray
-    parts: list[Any]  # of each tile, a reference
+    parts: list[Any]  # of each tile, or a reference to it
     part_bytes: list[int]
     merger: Merger
     sent: set[tuple[int, str]] = field(default_factory=set)  # which tile's part which node has
@@ -67,7 +70,6 @@ class _Work:
     attempts: int = 0
 
 
-Read = Callable[[Path], np.ndarray]
 Write = Callable[[Task, np.ndarray, np.ndarray], None]
 
 
@@ -104,37 +106,37 @@ class Coordinator:
         `report` is called about ten times a second. Raises WorkersLost.
         """
         self.progress.images = len(tasks)
-        waiting = deque(tasks)
-        reads: deque[tuple[Task, Future[np.ndarray]]] = deque()
         writes: dict[Future[None], Task] = {}
-        with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-            try:
-                while waiting or reads or self.queue or self.running or writes:
-                    while waiting and len(reads) < 2:
-                        task = waiting.popleft()
-                        reads.append((task, readers.submit(read, task.path)))
-                    while (
-                        reads and self._wants_more(len(writes)) and (reads[0][1].done() or not self.running)
-                    ):
-                        self._admit(*reads.popleft(), len(tasks))
-                    self._hand_out()
-                    for job in self._collect():
-                        assert job.merger.result is not None
-                        writes[writers.submit(write, job.task, job.image, job.merger.result)] = job.task
-                    for future in [f for f in writes if f.done()]:
-                        task = writes.pop(future)
-                        self.progress.in_flight -= 1
-                        try:
-                            future.result()
-                            self.progress.done += 1
-                        except OSError as error:
-                            self._fail(task, f"its results can't be written: {error}")
-                    self._watch()
-                    self.progress.elapsed = time.monotonic() - self.progress.begun
-                    report(self.progress)
-            finally:
-                for _, pending in reads:
-                    pending.cancel()
+        with (
+            closing(ReadAhead(self.engine, self.options, read, tasks, self.plans)) as reads,
+            ThreadPoolExecutor(reads.threads) as writers,
+        ):
+            while reads or self.queue or self.running or writes:
+                workers = max(1, len(self.progress.workers))
+                low = _HELD * workers  # grains: the queue runs low below it
+                reads.start(low, workers)
+                # Results that wait to be written hold memory.
+                while (
+                    reads and len(self.queue) < low and len(writes) < 2 * reads.ahead(low)
+                    and (reads.is_ready() or not self.running)
+                ):  # fmt: skip
+                    self._admit(*reads.take())
+                    reads.start(low, workers)
+                self._hand_out()
+                for job in self._collect():
+                    assert job.merger.result is not None
+                    writes[writers.submit(write, job.task, job.image, job.merger.result)] = job.task
+                for future in [f for f in writes if f.done()]:
+                    task = writes.pop(future)
+                    self.progress.in_flight -= 1
+                    try:
+                        future.result()
+                        self.progress.done += 1
+                    except OSError as error:
+                        self._fail(task, f"its results can't be written: {error}")
+                self._watch()
+                self.progress.elapsed = time.monotonic() - self.progress.begun
+                report(self.progress)
         return self.progress
 
     def wait_for_workers(self) -> None:
@@ -150,32 +152,16 @@ class Coordinator:
         for worker in self.progress.workers:
             ray.kill(worker.handle)
 
-    def _wants_more(self, writing: int) -> bool:
-        """Whether the queue runs low. Not while results wait to be written: they hold memory."""
-        ready = sum(w.info is not None for w in self.progress.workers)
-        return len(self.queue) < _HELD * max(1, ready) and writing < 4
-
-    def _admit(self, task: Task, future: "Future[np.ndarray]", images: int) -> None:
+    def _admit(self, task: Task, future: "Future[Ready]") -> None:
         try:
-            image = future.result()
-            size = (image.shape[0], image.shape[1])
-            if size not in self.plans:
-                resources = Resources(
-                    len(self.progress.workers), self.options.memory_budget, self.options.precision,
-                    self.options.device, images,
-                )  # fmt: skip
-                self.plans[size] = self.engine.plan(size, resources, self.options.scores)
+            image, plan, parts = future.result()
         except (ImageError, BudgetError, NetworkError) as error:
             self._fail(task, str(error))
             return
-        plan = self.plans[size]
-        parts, part_bytes = [], []
-        for rows, columns in self.engine.parts(plan):
-            part = np.ascontiguousarray(image[rows.start : rows.stop, columns.start : columns.stop])
-            parts.append(ray.put(part))
-            part_bytes.append(part.nbytes)
+        part_bytes = [part.nbytes for part in parts]
+        sent = [part if part.nbytes <= _INLINE else _stored(part) for part in parts]
         self.progress.image_bytes += image.nbytes
-        job = _Job(task, plan, image, parts, part_bytes, self.engine.merger(plan, self.options.scores))
+        job = _Job(task, plan, image, sent, part_bytes, self.engine.merger(plan, self.options.scores))
         self.queue.extend(_Work(job, grain) for grain in plan.grains)
         self.progress.grains += len(plan.grains)
         self.progress.in_flight += 1
@@ -195,9 +181,10 @@ class Coordinator:
                 work.job.plan.schedule, work.grain, work.job.parts[tile], self.options.scores
             )
             assert worker.info is not None
-            if (tile, worker.info.node) not in work.job.sent:  # the workers of a node share one copy
-                work.job.sent.add((tile, worker.info.node))
-                self.progress.bytes_out += work.job.part_bytes[tile]
+            key, size = (tile, worker.info.node), work.job.part_bytes[tile]
+            if key not in work.job.sent or size <= _INLINE:  # the workers of a node share one in the store
+                work.job.sent.add(key)
+                self.progress.bytes_out += size
             worker.held[reference] = work
             self.running[reference] = (worker, work)
 
@@ -330,3 +317,8 @@ class Coordinator:
         if self.options.strict:
             raise ImageError(naming(task.path, reason))
         self.progress.failures[str(task.path)] = reason
+
+
+def _stored(part: Any) -> Any:
+    """A reference. Pixels are contiguous there: workers read them where they lie, and copy others."""
+    return ray.put(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import ray
 import torch
 from ray import cloudpickle
@@ -86,8 +85,8 @@ class Worker:
         node = ray.get_runtime_context().get_node_id()
         return WorkerInfo(socket.gethostname(), node, os.getpid(), name, self.baseline)
 
-    def run(self, schedule: Any, grain: GrainOfWork, part: np.ndarray, scores: bool) -> Done:
-        """One grain of an image, of which `part` lies in Ray's object store. Raises WorkerRestarted before
+    def run(self, schedule: Any, grain: GrainOfWork, part: Any, scores: bool) -> Done:
+        """One grain, computed from its tile's `part`, as the engine has it. Raises WorkerRestarted before
         `load`."""
         if self.predictor is None:
             raise WorkerRestarted

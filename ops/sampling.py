@@ -38,7 +38,7 @@ def resize_tensor(phi: np.ndarray | Tensor, size: tuple[int, int]) -> np.ndarray
     if min(size) < 2:
         raise ValueError(f"size is {size}: a sampling grid has at least 2 x 2 points")
     if isinstance(phi, np.ndarray):
-        return resize_tensor(torch.from_numpy(phi), size).numpy()
+        return resize_tensor(torch.tensor(phi), size).numpy()  # copied: it may be read-only
     for dim, length in ((-3, size[0]), (-2, size[1])):
         position = torch.arange(length, dtype=torch.float64) * (phi.shape[dim] - 1) / (length - 1)
         low = position.floor().clamp(max=phi.shape[dim] - 2).long()

@@ -132,7 +132,7 @@ def _label(engine: SplitMerge, path: Path, options: Options) -> float:
     plan = engine.plan((image.shape[0], image.shape[1]), resources, scores=False)
     predictor = engine.predictor(torch.device("cpu"), options.precision)
     suit_allocator(plan.schedule.peak_bytes, options.memory_budget)
-    parts = [image[y.start : y.stop, x.start : x.stop] for y, x in engine.parts(plan)]
+    parts = engine.parts(plan, image)
     predictor.run(plan.schedule, plan.grains[0], parts[0], False)  # warm
     _together.wait()
     begin = time.perf_counter()

@@ -7,11 +7,12 @@ back to every pixel.
 - How the sampled image is labelled says another engine: one look of the network, windows and scales, or
   split-merge within the memory budget where the points are many.
 - Scores are interpolated and compared after, as those of a network are enlarged everywhere.
-- Grains are those of the sampled image. Where it is one, its worker takes all three steps and what comes back
-  are classes; else whoever merges interpolates.
+- Whoever has the image samples it, on its CPU cores while workers compute: what goes to them is the sampled
+  image, a hundredth of the bytes.
+- Grains are those of the sampled image. Where it is one, its worker interpolates and what comes back are
+  classes; else whoever merges does.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,8 +22,6 @@ import torch
 from torch import nn
 
 from fullres.models.downsampler import Downsampler
-from fullres.models.full_resolution.geometry import Span
-from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.interpolate import (
@@ -48,6 +47,7 @@ from fullres.pipeline.predict.schedule import BudgetError, check_budget, check_c
 from fullres.pipeline.predict.window_memory import WindowCosts
 from fullres.pipeline.predict.windows import WindowSpec
 
+_CPU = torch.device("cpu")
 # What `--gflops` chooses from: sides of this step, up to this side.
 _STEP, _LARGEST = 8, 4096
 
@@ -62,19 +62,30 @@ class FromPoints(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """On its way from a worker."""
         return self.result.nbytes + self.phi.nbytes + self.at_points.nbytes
+
+
+class Sampled(NamedTuple):
+    """What the inner engine computes a tile's grains from, or its scores of a grain, and what the downsampler
+    said of the image (`Sampler.grid`)."""
+
+    inner: Any
+    grid: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        """On its way to a worker or from one."""
+        return self.inner.nbytes + (0 if self.grid is None else self.grid.nbytes)
 
 
 @dataclass(frozen=True)
 class AdaptiveGrain:
-    """A grain of the sampled image, which is computed from `region` of it. `macs`: with the downsampler's."""
+    """A grain of the sampled image. `macs`: the first one's with the downsampler's, which runs once."""
 
     index: int
     macs: int
     inner: GrainOfWork
-    region: Region
-    tile: int = 0
+    tile: int
 
 
 @dataclass(frozen=True)
@@ -126,8 +137,8 @@ class Adaptive:
         own = down * across * (8 * classes + 64) + 2 * size[0] * size[1] * (4 * classes if scores else 1)
         budget = resources.memory_budget
         where = self.sampler.downsampler
-        macs, least = (0, 0) if where is None else _cost(where)
-        check_budget(own + least, budget, f"{across}x{down} points of {size[1]}x{size[0]} pixels")
+        macs = 0 if where is None else _macs(where)
+        check_budget(own, budget, f"{across}x{down} points of {size[1]}x{size[0]} pixels")
         taken = -(-own >> 20)  # whole MiB, as budgets are said
         try:
             rest = replace(resources, memory_budget=budget - (taken << 20))
@@ -137,14 +148,13 @@ class Adaptive:
             said = f"{taken} of {budget >> 20} MiB are for the points and the result"
             raise BudgetError(f"{said}, of the rest: {error}") from error
         inner = self._plans[rest]
-        peak = max(inner.schedule.peak_bytes, least) + own
+        peak = inner.schedule.peak_bytes + own
         alone = inner if len(inner.grains) == 1 else None
-        parts = self.inner.parts(inner)
         return AdaptivePlan(
             AdaptiveSchedule(size, inner.schedule, alone, peak),
             tuple(
-                AdaptiveGrain(grain.index, grain.macs + macs, grain, parts[grain.tile])
-                for grain in inner.grains
+                AdaptiveGrain(grain.index, grain.macs + macs * (i == 0), grain, grain.tile)
+                for i, grain in enumerate(inner.grains)
             ),
             inner,
         )
@@ -152,15 +162,35 @@ class Adaptive:
     def classes(self, size: Pair, precision: Precision) -> int:
         return self.inner.classes(self.sampler.size, precision)
 
-    def parts(self, plan: AdaptivePlan) -> list[Region]:
-        height, width = plan.schedule.size
-        return [(Span(0, height), Span(0, width))]
+    def parts(self, plan: AdaptivePlan, image: np.ndarray) -> list[Sampled]:
+        grid = self.sampler.grid(image)
+        sampled = sample(image, self.sampler.points(grid))
+        return [Sampled(part, grid) for part in self.inner.parts(plan.inner, sampled)]
 
     def merger(self, plan: AdaptivePlan, scores: bool) -> Merger:
-        return _Interpolated(self.inner.merger(plan.inner, True), plan.schedule, scores, self.show_points)
+        return _Interpolated(self, self.inner.merger(plan.inner, True), plan.schedule, scores)
 
     def predictor(self, device: torch.device, precision: Precision) -> "AdaptivePredictor":
-        return AdaptivePredictor(self.inner, self.sampler, device, precision)
+        return AdaptivePredictor(self, device, precision)
+
+    def from_points(
+        self,
+        values: np.ndarray,
+        grid: np.ndarray | None,
+        size: Pair,
+        scores: bool,
+        device: torch.device = _CPU,
+    ) -> np.ndarray | FromPoints:
+        """The result for an image of this size. values: the points' scores, classes x h x w float32."""
+        check_classes(len(values), scores)
+        phi = self.sampler.points(grid)
+        if device.type == "cpu":
+            result = (interpolate_scores if scores else interpolate_labels)(values, phi, size)
+        else:
+            there, where = (torch.from_numpy(array)[None].to(device) for array in (values, phi))
+            back = interpolate_tensor if scores else interpolate_tensor_labels
+            result = back(there, where, size)[0].cpu().numpy()
+        return FromPoints(result, phi, values.argmax(0).astype(np.uint16)) if self.show_points else result
 
 
 def adaptive_engine(
@@ -197,10 +227,8 @@ def largest_size(engine: Adaptive, giga_operations: float, resources: Resources)
 
 
 @lru_cache(2)
-def _cost(downsampler: Downsampler) -> tuple[int, int]:
-    """Multiply-adds, and bytes at the worst moment."""
-    cost = WindowCosts(_Flat(downsampler), "fp32").cost(*downsampler.small)
-    return cost.macs, cost.peak
+def _macs(downsampler: Downsampler) -> int:
+    return WindowCosts(_Flat(downsampler), "fp32").macs(*downsampler.small)
 
 
 class _Flat(nn.Module):
@@ -218,57 +246,36 @@ class _Flat(nn.Module):
 class _Interpolated:
     """A `Merger` of grains of the sampled image, or of the one with the result."""
 
+    engine: Adaptive
     inner: Merger
     schedule: AdaptiveSchedule
     scores: bool
-    show_points: bool
     result: Any = None
 
-    def add(self, grain: AdaptiveGrain, part: FromPoints) -> bool:
-        if self.schedule.alone is None:
-            if not self.inner.add(grain.inner, part.result):
-                return False
-            scores = np.asarray(self.inner.result, np.float32)
-            part = _from_points(scores, part.phi, self.schedule.size, self.scores, torch.device("cpu"))
-        self.result = part if self.show_points else part.result
-        return True
+    def add(self, grain: AdaptiveGrain, part: Any) -> bool:
+        if self.schedule.alone is not None:
+            self.result = part
+        elif self.inner.add(grain.inner, part.inner):
+            values = np.asarray(self.inner.result, np.float32)
+            self.result = self.engine.from_points(values, part.grid, self.schedule.size, self.scores)
+        return self.result is not None
 
 
 class AdaptivePredictor:
-    """An engine's network and where it reads, ready on one device. The downsampler computes in fp32:
-    coordinates of bf16 are pixels apart."""
+    """An engine's network ready on one device."""
 
-    def __init__(self, inner: Engine, sampler: Sampler, device: torch.device, precision: Precision) -> None:
-        self.device, self.inner = device, inner
-        self.runner: Runner = inner.predictor(device, precision)
-        there = sampler.downsampler
-        self.sampler = Sampler(sampler.size, None if there is None else copy.deepcopy(there).to(device))
+    def __init__(self, engine: Adaptive, device: torch.device, precision: Precision) -> None:
+        self.engine, self.device = engine, device
+        self.runner: Runner = engine.inner.predictor(device, precision)
 
     def run(
-        self, schedule: AdaptiveSchedule, grain: AdaptiveGrain, image: np.ndarray, scores: bool = False
-    ) -> FromPoints:
-        """image: H x W x 3 uint8. `FromPoints` of it, or of a grain among several the part of the sampled
-        image's scores, without classes."""
-        phi = self.sampler.at(image)
-        rows, columns = grain.region
-        sampled = sample(image, phi)[rows.start : rows.stop, columns.start : columns.stop]
-        part = self.runner.run(schedule.inner, grain.inner, sampled, True)
+        self, schedule: AdaptiveSchedule, grain: AdaptiveGrain, part: Sampled, scores: bool = False
+    ) -> Any:
+        """The result, or of a grain among several its share of the sampled image's scores, as `Sampled`."""
+        found = self.runner.run(schedule.inner, grain.inner, part.inner, True)
         if schedule.alone is None:
-            return FromPoints(part, phi, np.empty(0, np.uint16))
-        merger = self.inner.merger(schedule.alone, True)
-        merger.add(grain.inner, part)
-        return _from_points(np.asarray(merger.result, np.float32), phi, schedule.size, scores, self.device)
-
-
-def _from_points(
-    values: np.ndarray, phi: np.ndarray, size: Pair, scores: bool, device: torch.device
-) -> FromPoints:
-    """values: the points' scores, classes x h x w float32. With or without those of every pixel."""
-    check_classes(len(values), scores)
-    if device.type == "cpu":
-        result = (interpolate_scores if scores else interpolate_labels)(values, phi, size)
-    else:
-        there, where = (torch.from_numpy(array)[None].to(device) for array in (values, phi))
-        back = interpolate_tensor if scores else interpolate_tensor_labels
-        result = back(there, where, size)[0].cpu().numpy()
-    return FromPoints(result, phi, values.argmax(0).astype(np.uint16))
+            return Sampled(found, part.grid)
+        merger = self.engine.inner.merger(schedule.alone, True)
+        merger.add(grain.inner, found)
+        values = np.asarray(merger.result, np.float32)
+        return self.engine.from_points(values, part.grid, schedule.size, scores, self.device)

@@ -1,8 +1,8 @@
 """The two ways to label all of an image, as whoever runs them sees them: exact split-merge, and sliding
 windows.
 
-An engine says what to compute (`plan`), which parts of the image that takes (`parts`), makes a network ready
-on a device (`predictor`), and puts results together (`merger`).
+An engine says what to compute (`plan`), what of the image that takes (`parts`), makes a network ready on a
+device (`predictor`), and puts results together (`merger`).
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,6 @@ import torch
 from torch import nn
 
 from fullres.models.full_resolution.fold import inference_form
-from fullres.models.full_resolution.geometry import Span
-from fullres.models.full_resolution.levels import Region
 from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
 from fullres.ops.errors import NetworkError
@@ -62,9 +60,8 @@ class PlanOfWork(Protocol):
 class Runner(Protocol):
     """A network ready on one device."""
 
-    def run(self, schedule: Any, grain: Any, window: np.ndarray, scores: bool) -> Any:
-        """The result of a grain, computed from its tile's part of the image: what a `Merger` takes. It has
-        `nbytes`."""
+    def run(self, schedule: Any, grain: Any, part: Any, scores: bool) -> Any:
+        """The result of a grain, computed from its tile's part: what a `Merger` takes. It has `nbytes`."""
         ...
 
 
@@ -93,8 +90,9 @@ class Engine(Protocol):
         """How many scores a pixel of an image has."""
         ...
 
-    def parts(self, plan: Any) -> list[Region]:
-        """Of each tile the part of the image that its grains are computed from."""
+    def parts(self, plan: Any, image: np.ndarray) -> Sequence[Any]:
+        """Of each tile what its grains are computed from, which has `nbytes`: pixels of the image, H x W x
+        channels uint8, not copied where they need not be. Called in several threads at once."""
         ...
 
     def merger(self, plan: Any, scores: bool) -> Merger: ...
@@ -124,11 +122,9 @@ def label_image(
     """The result of one image, all of its grains computed one after the other in this process by `runner`,
     which `engine` made. Raises BudgetError."""
     plan = engine.plan((image.shape[0], image.shape[1]), resources, scores)
-    parts, merger = engine.parts(plan), engine.merger(plan, scores)
+    parts, merger = engine.parts(plan, image), engine.merger(plan, scores)
     for grain in plan.grains:
-        rows, columns = parts[grain.tile]
-        part = image[rows.start : rows.stop, columns.start : columns.stop]
-        merger.add(grain, runner.run(plan.schedule, grain, part, scores))
+        merger.add(grain, runner.run(plan.schedule, grain, parts[grain.tile], scores))
     return merger.result
 
 
@@ -157,9 +153,10 @@ class SplitMerge:
     def classes(self, size: Pair, precision: Precision) -> int:
         return self.tree.channels[0]
 
-    def parts(self, plan: Plan) -> list[Region]:
+    def parts(self, plan: Plan, image: np.ndarray) -> list[np.ndarray]:
         bound = BoundTree(self.tree, plan.schedule)
-        return [bound.part(tile) for tile in plan.schedule.tiles]
+        regions = [bound.part(tile) for tile in plan.schedule.tiles]
+        return [image[y.start : y.stop, x.start : x.stop] for y, x in regions]
 
     def merger(self, plan: Plan, scores: bool) -> Merger:
         return _TreeMerger(BoundTree(self.tree, plan.schedule), len(plan.grains))
@@ -213,9 +210,8 @@ class Windows:
             self._costs[precision] = WindowCosts(self.network, precision, self.attention, self.normalisation)
         return self._costs[precision]
 
-    def parts(self, plan: windows.WindowPlan) -> list[Region]:
-        height, width = plan.schedule.size
-        return [(Span(0, height), Span(0, width))]
+    def parts(self, plan: windows.WindowPlan, image: np.ndarray) -> list[np.ndarray]:
+        return [image]
 
     def merger(self, plan: windows.WindowPlan, scores: bool) -> Merger:
         return windows.Merger(plan, scores, len(self.attention))

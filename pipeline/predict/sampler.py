@@ -22,20 +22,32 @@ from fullres.pipeline.predict.published import local_weights
 
 @dataclass(frozen=True)
 class Sampler:
-    """`size`: h x w points. `downsampler`: in evaluation mode, fp32; None: the points are a uniform grid."""
+    """`size`: h x w points. `downsampler`: in evaluation mode, fp32, as coordinates of bf16 are pixels apart;
+    None: the points are a uniform grid."""
 
     size: Pair
     downsampler: Downsampler | None = None
 
     def at(self, image: np.ndarray) -> np.ndarray:
         """The sampling tensor of an image, H x W x 3 uint8: h x w x 2 float32, which covers it (Eq. 3)."""
-        if self.downsampler is None:
+        return self.points(self.grid(image))
+
+    def points(self, grid: np.ndarray | None) -> np.ndarray:
+        """The sampling tensor of the image that has this `grid`: h x w x 2 float32."""
+        if grid is None:
             return uniform_tensor(*self.size).astype(np.float32)
+        return resize_tensor(grid, self.size)
+
+    def grid(self, image: np.ndarray) -> np.ndarray | None:
+        """What the downsampler says of an image, H x W x 3 uint8: a sampling tensor of as many points as it
+        was trained for, float32. None: no downsampler."""
+        if self.downsampler is None:
+            return None
         small = self.downsampler.small
         if min(np.subtract(image.shape[:2], small)) >= 0:
             image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
         pixels = torch.from_numpy(image)[None].to(next(self.downsampler.parameters()).device)
-        return self._tensors(pixels)[0].cpu().numpy()
+        return self._grids(pixels)[0].cpu().numpy()
 
     def both(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of N x H x W x 3 uint8 images and N x H x W labels those at the points: N x h x w x 3, N x h x w
@@ -44,15 +56,14 @@ class Sampler:
             uniform = torch.from_numpy(uniform_tensor(*self.size)).to(images.device, torch.float32)
             phi = uniform.expand(len(images), -1, -1, -1)
         else:
-            phi = self._tensors(images)
+            phi = resize_tensor(self._grids(images), self.size)
         sampled = sample_tensor(images.permute(0, 3, 1, 2), phi).permute(0, 2, 3, 1)
         return sampled, sample_tensor(labels[:, None], phi)[:, 0]
 
     @torch.no_grad()
-    def _tensors(self, images: Tensor) -> Tensor:
+    def _grids(self, images: Tensor) -> Tensor:
         assert self.downsampler is not None
-        phi = self.downsampler(normalise(images, torch.float32))
-        return resize_tensor(phi, self.size)
+        return self.downsampler(normalise(images, torch.float32))
 
 
 def sampled_and_back(labels: np.ndarray, phi: np.ndarray, classes: int) -> np.ndarray:
