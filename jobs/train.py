@@ -22,6 +22,7 @@ from rich.progress import (
 
 from fullres.jobs.common import USER_ERRORS, AddressOption, console, fail, fetched
 from fullres.jobs.dry_run import describe
+from fullres.pipeline.predict.execute import native_precision
 from fullres.pipeline.predict.published import is_remote
 from fullres.pipeline.train.config import (
     Augmentation,
@@ -134,6 +135,11 @@ def train(
             fail(f"--threads is {threads}: a worker on a CPU has one")
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if address is None and config.precision == "bf16" and native_precision(device) == "fp32":
+        console.print(
+            f"precision is 'bf16': this {device.type} has no instructions for it and takes several times"
+            " longer than in fp32 (--set precision=fp32)"
+        )
     try:
         laid_out = config.model_copy(update={"parallel": config.parallel.of(most, least)})
         if dry_run:

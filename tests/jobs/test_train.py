@@ -55,6 +55,14 @@ def train(scenes, tmp_path):
     return run
 
 
+def test_says_where_bf16_takes_longer_than_fp32(train, monkeypatch):
+    for native, precision, said in (("fp32", "bf16", True), ("bf16", "bf16", False), ("fp32", "fp32", False)):
+        monkeypatch.setattr("fullres.jobs.train.native_precision", lambda device, native=native: native)
+        result = train("--dry-run", model="fcn32s18", precision=precision)
+        assert result.exit_code == 0, result.output
+        assert ("no instructions for it" in result.stderr) == said
+
+
 @pytest.mark.parametrize(
     ("model", "settings"),
     [
