@@ -87,23 +87,25 @@ def _load_backbones(network: nn.Module, name: str, files: Path | tuple[Path, ...
         load_backbone(encoder, path)
 
 
-def check_batch(config: ModelConfig, batch_size: int, crop: tuple[int, int]) -> None:
+def check_batch(config: ModelConfig, batch_size: int, size: tuple[int, int]) -> None:
     """Raise ValueError where a batch norm would have one value a channel, and nothing to learn from.
 
-    Only a single crop can have such a layer. Nothing is computed: the network runs without data.
+    Only a single image, of `size` (H, W) as the network reads it, can have such a layer. Nothing is computed:
+    the network runs without data.
     """
     if batch_size > 1:
         return
+    read = size
     with torch.device("meta"):
         network = build(config.name, 2, config.width, config.like).train()
         try:
             if CATALOGUE[config.name].splits:
                 # Shrink pooling leaves what strides leave, of the last phases the least.
                 network, stride = network.strided().train(), CATALOGUE[config.name].output_stride  # type: ignore[operator]
-                crop = (crop[0] // stride * stride, crop[1] // stride * stride)
-            network(torch.empty(1, 3, *crop))
+                read = (size[0] // stride * stride, size[1] // stride * stride)
+            network(torch.empty(1, 3, *read))
         except ValueError as error:
             raise ValueError(
-                f"batch_size is 1: {config.name} has a batch norm with one value a channel at crop {crop}; "
-                f"2 or more"
+                f"batch_size is 1: {config.name} has a batch norm with one value a channel at "
+                f"{size[1]}x{size[0]} pixels; 2 or more"
             ) from error

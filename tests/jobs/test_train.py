@@ -228,7 +228,7 @@ def test_the_seed_and_nothing_else_decides(train, tmp_path):
         ),
         (
             {"model": "pspnet50", "batch_size": 1},
-            "batch_size is 1: pspnet50 has a batch norm with one value a channel at crop (64, 64); 2 or more",
+            "batch_size is 1: pspnet50 has a batch norm with one value a channel at 64x64 pixels; 2 or more",
         ),
         ({"options": ("--drop-head",)}, "--drop-head: no weights to start from"),
         ({"more": "["}, "is not TOML"),
@@ -360,7 +360,7 @@ def test_a_batch_of_one_whose_lattices_can_have_one_value(train, tmp_path):
     """48 pixels have two elements at output stride 32 from the first phases, one from the others."""
     result = train(batch_size=1, crop=[48, 63])
     assert result.exit_code == 2
-    assert "batch_size is 1: smp18 has a batch norm with one value a channel at crop" in result.stderr
+    assert "batch_size is 1: smp18 has a batch norm with one value a channel at 63x48 pixels" in result.stderr
     assert not (tmp_path / "run").exists()
     assert train(batch_size=1, crop=[48, 64], steps=1).exit_code == 0
 

@@ -229,6 +229,22 @@ def test_a_layout_is_told_before_it_runs(run):
     assert [memory.isdecimal() for memory in of_stages] == [True] * 4
 
 
+def test_stages_and_batches_are_of_what_is_sampled(run, tmp_path):
+    """As if the crops were of that size."""
+    staged = ("model.name=unet", "parallel.pipeline=2")
+    lines = []
+    for sizes in (("crop=[32, 48]",), ("crop=[64, 96]", "sampling.size=[32, 48]"), ("crop=[64, 96]",)):
+        result = run(*staged, *sizes, options=("--dry-run",))
+        assert result.exit_code == 0, result.output
+        lines.append([line for line in result.stderr.splitlines() if line.startswith("stage ")])
+    assert lines[0] == lines[1] != lines[2]
+    assert len(lines[0]) == 2
+    one = ("model.name=deeplabv3plus-mobilenet", "batch_size=1", "crop=[64, 96]")
+    message = one_line(run(*one, "sampling.size=[16, 24]"))
+    assert "one value a channel at 24x16 pixels; 2 or more" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
