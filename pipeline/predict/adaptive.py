@@ -24,6 +24,7 @@ from torch import nn
 from fullres.models.downsampler import Downsampler
 from fullres.models.full_resolution.split_merge import HasFullResolution
 from fullres.models.full_resolution.steps import Pair
+from fullres.ops.errors import NetworkError
 from fullres.ops.interpolate import (
     interpolate_labels,
     interpolate_scores,
@@ -111,11 +112,15 @@ class AdaptivePlan:
 
 class Adaptive:
     """An `Engine` around another one, which labels what the sampler reads. With `show_points` results are
-    `FromPoints`."""
+    `FromPoints`. Raises NetworkError for a downsampler before a network of other than RGB images."""
 
     def __init__(self, inner: Engine, sampler: Sampler, show_points: bool = False) -> None:
         self.inner, self.sampler, self.show_points = inner, sampler, show_points
         self.normalisation = inner.normalisation
+        if sampler.downsampler is not None and self.normalisation.channels != 3:
+            raise NetworkError(
+                f"the network reads {self.normalisation.channels} channels: a downsampler reads 3, RGB"
+            )
         self._plans: dict[Resources, PlanOfWork] = {}  # of what is sampled, whose size is always the same
 
     def __reduce__(self) -> tuple[Any, ...]:

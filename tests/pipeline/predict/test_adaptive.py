@@ -9,8 +9,9 @@ import torch
 
 from fullres.models.downsampler import Downsampler
 from fullres.models.weights import WeightsError, WeightsInfo, save_weights
+from fullres.ops.errors import NetworkError
 from fullres.ops.interpolate import interpolate_labels, interpolate_scores
-from fullres.ops.normalisation import normalise
+from fullres.ops.normalisation import Normalisation, normalise
 from fullres.ops.sampling import resize_tensor, sample
 from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
 from fullres.pipeline.data.images import ImageError
@@ -209,6 +210,14 @@ def test_the_largest_size_that_operations_allow(adaptive):
     above = (within_memory[0] + 8,) * 2
     with pytest.raises(BudgetError):
         engine.with_size(above).plan(above, little, False)
+
+
+def test_a_downsampler_reads_rgb():
+    network = narrow("unet")
+    network.normalisation = Normalisation((90.0,), (40.0,))
+    adaptive_engine(network, Sampler((8, 8)))  # a uniform grid reads any image
+    with pytest.raises(NetworkError, match=r"^the network reads 1 channels: a downsampler reads 3, RGB$"):
+        adaptive_engine(network, Sampler((8, 8), downsampler()))
 
 
 def test_weights_of_something_else(tmp_path):
