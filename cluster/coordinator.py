@@ -5,7 +5,7 @@ Grains of all images in flight wait in one queue; each worker holds at most two 
 take more and none waits for the network. The next image is read, and planned, when the queue runs low: its
 grains start before the last image's end. Only the uint8 image (the part that a tile needs, or what was
 sampled) goes out and only class ids, or scores if asked, come back. A grain whose worker died goes back to
-the head of the queue; Ray restarts the worker.
+the head of the queue, to run without others behind it; Ray restarts the worker.
 """
 
 import time
@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from fullres.cluster.connection import first_line
+from fullres.cluster.crew import Crew
 from fullres.cluster.memory import release_store
 from fullres.cluster.reading import Read, ReadAhead, Ready
 from fullres.cluster.stream import Options, Progress, Task, WorkerState
-from fullres.cluster.workers import Done, WorkerRestarted, packed, places, start_worker, waiting_for
+from fullres.cluster.workers import Done, WorkerRestarted
 from fullres.models.full_resolution.steps import Pair
-from fullres.ops.errors import FullresError, NetworkError
+from fullres.ops.errors import NetworkError
 from fullres.pipeline.data.images import ImageError, naming
 from fullres.pipeline.predict.engines import Engine, GrainOfWork, Merger, PlanOfWork
 from fullres.pipeline.predict.schedule import BudgetError
@@ -40,13 +40,6 @@ _ATTEMPTS = 10
 _INLINE = 64 << 10
 # Bytes of results that stay resident here after they are read. Releasing takes a millisecond.
 _RELEASED = 64 << 20
-_RESTART_POLL = 0.2  # seconds until a worker that is being restarted is asked again
-_CLUSTER_POLL = 5.0  # seconds between looks for new nodes
-_PATIENCE = 20.0  # seconds without a worker until that is said
-
-
-class WorkersLost(FullresError, RuntimeError):
-    """No worker could be started, or none can load the network."""
 
 
 @dataclass
@@ -68,6 +61,7 @@ class _Work:
     job: _Job
     grain: GrainOfWork
     attempts: int = 0
+    alone: bool = False  # it was held by a worker that died, and may be why
 
 
 Write = Callable[[Task, np.ndarray, np.ndarray], None]
@@ -77,18 +71,12 @@ class Coordinator:
     """Runs one network over many images on the workers of the connected Ray cluster."""
 
     def __init__(self, engine: Engine, options: Options) -> None:
-        self.options = options
-        self.engine, self.sent_engine = engine, ray.put(packed(engine))
+        self.engine, self.options = engine, options
         self.plans: dict[Pair, PlanOfWork] = {}
         self.progress = Progress(images=0)
         self.queue: deque[_Work] = deque()
         self.running: dict[Any, tuple[WorkerState, _Work]] = {}
-        self.pings: dict[Any, WorkerState] = {}
-        self.restarting: deque[tuple[float, WorkerState]] = deque()
-        self.polled = time.monotonic()
-        self.names = (f"w{i}" for i in count())
-        for _ in range(options.workers or max(1, places(options.device))):
-            self._add_worker()
+        self.crew = Crew(engine, options, self.progress)
 
     def run(
         self,
@@ -134,23 +122,18 @@ class Coordinator:
                         self.progress.done += 1
                     except OSError as error:
                         self._fail(task, f"its results can't be written: {error}")
-                self._watch()
+                self.crew.watch()
                 self.progress.elapsed = time.monotonic() - self.progress.begun
                 report(self.progress)
         return self.progress
 
     def wait_for_workers(self) -> None:
-        """Until every worker has loaded the network."""
-        while self.pings or self.restarting:
-            ready, _ = ray.wait(list(self.pings), num_returns=1, timeout=0.1) if self.pings else ([], [])
-            for reference in ready:
-                self._welcome(reference)
-            self._watch()
+        """Until every one has loaded the network."""
+        self.crew.wait()
 
     def close(self) -> None:
         """End the workers; their places are free for others."""
-        for worker in self.progress.workers:
-            ray.kill(worker.handle)
+        self.crew.close()
 
     def _admit(self, task: Task, future: "Future[Ready]") -> None:
         try:
@@ -167,15 +150,22 @@ class Coordinator:
         self.progress.in_flight += 1
 
     def _hand_out(self) -> None:
-        """Grains to the workers that hold fewest."""
+        """Grains to the workers that hold fewest. What may have killed a worker gets one of its own."""
         while self.queue:
-            free = [w for w in self.progress.workers if w.info is not None and len(w.held) < _HELD]
+            if self.queue[0].job.failed:
+                self.queue.popleft()
+                continue
+            free = [
+                w
+                for w in self.progress.workers
+                if w.info is not None
+                and len(w.held) < (1 if self.queue[0].alone else _HELD)
+                and not any(work.alone for work in w.held.values())
+            ]
             if not free:
                 return
             worker = min(free, key=lambda w: len(w.held))
             work = self.queue.popleft()
-            if work.job.failed:
-                continue
             tile = work.grain.tile
             reference = worker.handle.run.remote(
                 work.job.plan.schedule, work.grain, work.job.parts[tile], self.options.scores
@@ -190,7 +180,7 @@ class Coordinator:
 
     def _collect(self) -> Iterator[_Job]:
         """Wait a moment for results; yields the images that are complete."""
-        references = [*self.running, *self.pings]
+        references = [*self.running, *self.crew.loading]
         ready, _ = ray.wait(references, num_returns=len(references), timeout=0) if references else ([], [])
         if not ready:
             if not references:
@@ -198,8 +188,8 @@ class Coordinator:
                 return
             ready, _ = ray.wait(references, num_returns=1, timeout=0.1)
         for reference in ready:  # in the order of `references`: what a worker got first comes first
-            if reference in self.pings:
-                self._welcome(reference)
+            if reference in self.crew.loading:
+                self.crew.welcome(reference)
                 continue
             worker, work = self.running.pop(reference)
             running = next(iter(worker.held.values()))
@@ -236,23 +226,16 @@ class Coordinator:
     def _lost(self, worker: WorkerState, work: _Work, running: _Work) -> None:
         """A worker died with a grain in hand: the grain goes back to the head of the queue.
 
-        Of the grains that it held the oldest was running, and may be why, whichever is reported lost first.
+        Of the grains that it held the oldest was running, whichever is reported lost first, unless the one
+        before was done and its result lost on the way: so each runs alone now, and the next death is its own.
         """
-        if worker.info is not None:
-            worker.info = None
-            self._count_loss(worker)
-            self._ping(worker)
-            running.attempts += 1
+        work.alone = True
+        running.attempts += self.crew.lost(worker)
         if work.attempts == _ATTEMPTS:
             self._abandon(work, f"{_ATTEMPTS} workers died of it")
         else:
             self.progress.grains_rerun += 1
             self.queue.appendleft(work)
-
-    def _count_loss(self, worker: WorkerState) -> None:
-        """Once until it is back, however often it is asked meanwhile."""
-        worker.restarts += not worker.lost
-        worker.lost = True
 
     def _abandon(self, work: _Work, reason: str) -> None:
         """A grain cannot be computed: its image is left out."""
@@ -260,58 +243,6 @@ class Coordinator:
             work.job.failed = True
             self.progress.in_flight -= 1
             self._fail(work.job.task, f"grain {work.grain.index}: {reason}")
-
-    def _add_worker(self) -> None:
-        handle = start_worker(self.options.precision, self.options.device, self.options.memory_budget)
-        worker = WorkerState(next(self.names), handle)
-        self.progress.workers.append(worker)
-        self._ping(worker)
-
-    def _ping(self, worker: WorkerState) -> None:
-        """Have it load the network; it is ready when it has."""
-        self.pings[worker.handle.load.remote(self.sent_engine)] = worker
-
-    def _welcome(self, reference: Any) -> None:
-        """A worker is there (again), or will never be."""
-        worker = self.pings.pop(reference)
-        try:
-            worker.info = ray.get(reference)
-            worker.started = worker.started or time.monotonic()
-            worker.lost = False
-        except ActorUnavailableError:  # died while loading, or is being restarted: then it answers so at once
-            self._count_loss(worker)
-            self.restarting.append((time.monotonic() + _RESTART_POLL, worker))
-        except RayActorError as error:
-            self._leave_out(worker, "no worker could be started", error)
-        except RayTaskError as error:
-            self._leave_out(worker, "no worker can load the network", error.cause)
-
-    def _leave_out(self, worker: WorkerState, what: str, error: BaseException) -> None:
-        """Another node may lack a library, or memory: the rest goes on without it while there is one."""
-        ray.kill(worker.handle)
-        self.progress.workers.remove(worker)
-        self.progress.left_out[worker.name] = first_line(error)
-        if not self.progress.workers:
-            raise WorkersLost(f"{what}: {first_line(error)}") from error
-
-    def _watch(self) -> None:
-        """Ask again for workers that restart; add workers for nodes that have joined."""
-        while self.restarting and self.restarting[0][0] < time.monotonic():
-            self._ping(self.restarting.popleft()[1])
-        self._watch_for_places()
-        if self.options.workers is not None or time.monotonic() - self.polled < _CLUSTER_POLL:
-            return
-        self.polled = time.monotonic()
-        taken = len(self.progress.workers) + len(self.progress.left_out)
-        for _ in range(places(self.options.device) - taken):
-            self._add_worker()
-
-    def _watch_for_places(self) -> None:
-        """Ray lets actors wait for nodes to join, for ever: say what they wait for."""
-        if any(w.started for w in self.progress.workers):
-            self.progress.waiting = ""
-        elif not self.progress.waiting and time.monotonic() - self.progress.begun > _PATIENCE:
-            self.progress.waiting = waiting_for(len(self.progress.workers), self.options.device)
 
     def _fail(self, task: Task, reason: str) -> None:
         if self.options.strict:

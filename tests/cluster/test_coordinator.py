@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from fullres.cluster import coordinator, workers
+from fullres.cluster import coordinator, crew, workers
 from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.stream import Task
 from fullres.pipeline.data.images import ImageError, write_png
@@ -242,7 +242,7 @@ def test_a_worker_that_cannot_load_while_others_can(network, tmp_path):
 
 def test_no_worker_can_load(network, tmp_path):
     running = Coordinator(LacksALibrary(network, tmp_path, 2), options(2))
-    with pytest.raises(coordinator.WorkersLost, match=r"no worker can load the network: no library here$"):
+    with pytest.raises(crew.WorkersLost, match=r"no worker can load the network: no library here$"):
         run(running, images_of([(64, 96)]))
     assert len(running.progress.left_out) == 2
 
@@ -256,7 +256,7 @@ def test_workers_without_a_place_say_what_they_wait_for(network, monkeypatch):
         if progress.waiting:
             raise Waits(progress.waiting)
 
-    monkeypatch.setattr(coordinator, "_PATIENCE", 0.0)
+    monkeypatch.setattr(crew, "_PATIENCE", 0.0)
     running = Coordinator(SplitMerge(network), options(2, device="cuda"))
     try:
         with pytest.raises(

@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 
-from fullres.cluster import coordinator
+from fullres.cluster import crew
 from fullres.cluster.coordinator import Coordinator
 from fullres.pipeline.predict.engines import SplitMerge
 from tests.cluster.streams import assert_same_bytes, images_of, in_process, options, run
@@ -27,7 +27,7 @@ def cluster():
 
 
 def test_a_node_joins_and_is_lost(cluster, monkeypatch):
-    monkeypatch.setattr(coordinator, "_CLUSTER_POLL", 0.5)
+    monkeypatch.setattr(crew, "_CLUSTER_POLL", 0.5)
     network = narrow("smp18")
     images = images_of([(192, 256)] * 24)
     running = Coordinator(SplitMerge(network), options(None))
