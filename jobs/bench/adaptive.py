@@ -25,7 +25,14 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-from fullres.jobs.common import clear_errors, console, fail, parse_counts, print_table
+from fullres.jobs.common import (
+    clear_errors,
+    console,
+    fail,
+    parse_counts,
+    parse_target_classes,
+    print_table,
+)
 from fullres.jobs.train import read_config
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.downsampler import Downsampler
@@ -74,6 +81,14 @@ def adaptive(
     beside: Annotated[
         Path | None, typer.Option(metavar="WEIGHTS", help="Of a network of split-merge, e.g. an SMP.")
     ] = None,
+    target_classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose boundaries the label maps' own tensors are of, as those that the downsampler learned "
+            "from, and whose scores stand apart: names with commas between. By default all boundaries, and "
+            "the data set's target classes."
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As of `fullres train`.")
     ] = None,
@@ -92,7 +107,12 @@ def adaptive(
     if beside is not None and not CATALOGUE[config.model.name].segments:
         fail(f"--beside is '{beside}': beside networks that label, and {config.model.name} does not")
     with clear_errors():
-        points = list(_points(config, auxiliary, out, listed, beside))
+        frames = Frames(config.data, config.data.validation)
+        frames.known = replace(
+            frames.known, target_classes=parse_target_classes(target_classes, frames.known)
+        )
+        targets = frames.known.target_ids if target_classes else None
+        points = list(_points(config, frames, targets, auxiliary, out, listed, beside))
     slopes = {way: _slope([p for p in points if p.way == way]) for way in _ways(points) if _is_truth(way)}
     _write(out, points, slopes)
     table = Table(box=None, pad_edge=False)
@@ -109,10 +129,15 @@ def adaptive(
 
 
 def _points(
-    config: TrainingConfig, auxiliary: list[str], out: Path, sizes: list[int], beside: Path | None
+    config: TrainingConfig,
+    frames: Frames,
+    targets: tuple[int, ...] | None,
+    auxiliary: list[str],
+    out: Path,
+    sizes: list[int],
+    beside: Path | None,
 ) -> Iterator[Point]:
-    frames = Frames(config.data, config.data.validation)
-    truths = _truths(auxiliary, frames.known.ignore_index)
+    truths = _truths(auxiliary, frames.known.ignore_index, targets)
     split_merge = None if beside is None else _split_merge(beside)  # a mistake here ends before trainings
     for size in sizes:
         for way in ("uniform", "adaptive") if CATALOGUE[config.model.name].segments else ():
@@ -130,7 +155,7 @@ def _points(
             yield _of_engine(engine, _device(), frames, "split-merge", stride)
 
 
-def _truths(auxiliary: list[str], ignored: int) -> dict[str, Tensors]:
+def _truths(auxiliary: list[str], ignored: int, targets: tuple[int, ...] | None) -> dict[str, Tensors]:
     """Of the downsamplers; of the label map at the first one's grid, at all points, and there with the lambda
     that makes it as smooth."""
     found = {file: load_downsampler(file, torch.device("cpu")) for file in auxiliary}
@@ -141,7 +166,7 @@ def _truths(auxiliary: list[str], ignored: int) -> dict[str, Tensors]:
         return lambda image, labels, size: sampler.at(image)
 
     def own(side: int, smoothness: float, labels: np.ndarray) -> np.ndarray:
-        return sampling_tensor(labels, (side, side), smoothness, ignored)
+        return sampling_tensor(labels, (side, side), smoothness, ignored, targets)
 
     return {
         "truth, uniform": lambda image, labels, size: uniform_tensor(size, size),

@@ -63,6 +63,18 @@ def test_a_line_for_each_size_and_way(bench, tmp_path):
     assert len(slopes) == len(truths)
 
 
+def test_target_classes_are_those_of_the_label_maps_own_tensors(bench, tmp_path):
+    of_all, of_some = [], []
+    for rows, options in ((of_all, ()), (of_some, ("--target-classes", "car,road"))):
+        result = bench("--sizes", "16", "--set", "model.name=downsampler8", *options)
+        assert result.exit_code == 0, result.output
+        rows += csv.DictReader((tmp_path / "o/curves.csv").open())
+    for one, other in zip(of_all, of_some, strict=True):
+        own = one["way"] not in ("truth, uniform", "truth, adaptive")
+        assert (one["wrong"] != other["wrong"]) == own, one["way"]
+        assert one["target_iou"] != other["target_iou"]
+
+
 def test_split_merge_at_its_output_strides_and_another_downsampler(bench, tmp_path):
     saved(tmp_path / "smp.safetensors", "smp18", 11, "camvid")
     other = base.as_if_trained(lambda: Downsampler(16, 8)).eval()
@@ -93,6 +105,7 @@ def test_split_merge_at_its_output_strides_and_another_downsampler(bench, tmp_pa
     [
         (("--sizes", "8,1"), "--sizes is '8,1': whole numbers from 2, with commas between"),
         (("--sizes", "8,a"), "--sizes is '8,a': whole numbers from 2"),
+        (("--target-classes", "car,bus"), "--target-classes: 'bus' is no class of camvid: sky, building"),
         (("--set", "stepz=3"), "stepz: no such field (did you mean steps?)"),
     ],
 )
