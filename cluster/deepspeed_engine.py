@@ -20,7 +20,7 @@ from fullres.cluster.zero import fill_state, read_state, whole_weights
 from fullres.models.catalogue import CATALOGUE
 from fullres.ops.replicas import shared
 from fullres.pipeline.train.config import TrainingConfig
-from fullres.pipeline.train.engine import begin_part, check_loss, part_of, settle
+from fullres.pipeline.train.engine import begin_part, check_loss, memory_format_of, part_of, settle
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.objectives import SegmentationLoss
 from fullres.pipeline.train.optimizer import optimizer_for, set_learning_rate, trained_names
@@ -59,7 +59,8 @@ class DeepSpeedEngine:
         )  # fmt: skip
         if self.config.parallel.zero == 0:
             # Not before: it fails. With ZeRO parameters are parts of one flat tensor, and stay as they are.
-            self._objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            format = memory_format_of(self.config.model, self.device)
+            self._objective.to(memory_format=format)  # type: ignore[call-overload]
         if self.config.parallel.zero == 3 and CATALOGUE[self.config.model.name].splits:
             # Its tree reads convolutions' weights past their hooks: the whole network gathers them.
             network = self._objective.network

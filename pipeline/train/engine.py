@@ -5,18 +5,19 @@ around it (`loop.py`) does not know how many processes there are.
 """
 
 import math
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fullres.models.catalogue import CATALOGUE, normalisation
+from fullres.models.catalogue import CATALOGUE, build, normalisation
 from fullres.models.downsampler import Downsampler
 from fullres.ops.normalisation import normalise
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.sampler import load_downsampler, sampler_of
-from fullres.pipeline.train.config import TrainingConfig
+from fullres.pipeline.train.config import ModelConfig, TrainingConfig
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.network import initial_network, learn_to_sample
 from fullres.pipeline.train.objectives import SegmentationLoss
@@ -95,6 +96,27 @@ def begin_part(config: TrainingConfig, number: int, index: int) -> None:
     torch.manual_seed((config.seed * 1_000_003 + number) * 1009 + (0 if once else index))
 
 
+def memory_format_of(model: ModelConfig, device: torch.device) -> torch.memory_format:
+    """Channels last, in which convolutions are fastest; but see `_is_written_beyond`."""
+    beyond = device.type == "cpu" and _is_written_beyond(model.name, model.width)
+    return torch.contiguous_format if beyond else torch.channels_last
+
+
+@cache
+def _is_written_beyond(name: str, width: float) -> bool:
+    """Whether oneDNN, as of torch 2.13, would damage memory: with channels last, on CPUs that have AVX2 but
+    not AVX-512, it writes beyond the gradient of a strided 1 x 1 convolution of fewer than 8 channels, as the
+    shortcuts of a ResNet of width 1/16 are."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return False
+    with torch.device("meta"):
+        modules = list(build(name, 2, width).modules())
+    return any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8
+        for m in modules
+    )
+
+
 def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels of a part of a step's batch, as an objective takes them: sampled if the
     configuration says so, and the points do not move with the training."""
@@ -104,7 +126,7 @@ def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.devi
         sampler = sampler_of(config.sampling.size, config.sampling.auxiliary, device)
         images, labels = sampler.both(images, labels)
     images = normalise(images, torch.float32, normalisation(config.model.like))
-    return images, labels.long()
+    return images.contiguous(memory_format=memory_format_of(config.model, device)), labels.long()
 
 
 def check_loss(config: TrainingConfig, number: int, loss: float, batch: Batch, scale: LossScale) -> None:
@@ -135,7 +157,8 @@ class PlainEngine:
 
     def __init__(self, config: TrainingConfig, objective: SegmentationLoss, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        format = memory_format_of(config.model, device)
+        self.objective = objective.to(device, memory_format=format)  # type: ignore[call-overload]
         self.optimizer = optimizer_for(config, objective.network)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scale = LossScale(config.precision, device)
