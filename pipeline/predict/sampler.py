@@ -53,7 +53,7 @@ class Sampler:
         """Of N x H x W x 3 uint8 images and N x H x W labels those at the points: N x h x w x 3, N x h x w
         (Eq. 1)."""
         if self.downsampler is None:
-            uniform = torch.from_numpy(uniform_tensor(*self.size)).to(images.device, torch.float32)
+            uniform = torch.from_numpy(self.points(None)).to(images.device)
             phi = uniform.expand(len(images), -1, -1, -1)
         else:
             phi = resize_tensor(self._grids(images), self.size)
