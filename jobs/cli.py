@@ -6,8 +6,9 @@ by the table below.
 
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from io import TextIOWrapper
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -81,8 +82,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fullres {version('fullres')}")
+        raise typer.Exit
+
+
 @app.callback()
-def fullres() -> None:
+def fullres(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
     """Every pixel's class at full resolution, on as many GPUs as a cluster has."""
 
 

@@ -1,8 +1,11 @@
 """How much a network computes, without computing it."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fullres.models.memory import on_meta
@@ -17,17 +20,24 @@ def count_macs(network: nn.Module, height: int, width: int) -> int:
     Nothing is computed or stored: the network runs on tensors without data, whatever device it is on.
     """
     copy = on_meta(network).eval()
-    for module in copy.modules():
-        if isinstance(module, _BatchNorm):  # it counts nothing, and torch takes long to find its shape
-            module.forward = _same  # type: ignore[assignment, method-assign]
     image = torch.empty(1, 3, height, width, dtype=next(copy.parameters()).dtype, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _ShapesAlone():
         copy(image)
     return counted_macs(counter)
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+class _ShapesAlone(TorchFunctionMode):
+    """What counts nothing is passed over where its shape is plain: torch would take long to find it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if args and func in (F.relu, F.batch_norm):
+            return args[0]
+        if args and func is F.interpolate and isinstance(kwargs.get("size"), tuple):
+            return args[0].new_empty((*args[0].shape[:2], *kwargs["size"]))
+        return func(*args, **kwargs)
 
 
 def counted_macs(counter: FlopCounterMode) -> int:

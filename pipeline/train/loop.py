@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from fullres.ops.allocator import keep_freed_memory
+from fullres.ops.metrics import mean_score
 from fullres.pipeline.data.storage import Storage
 from fullres.pipeline.predict.bound import Precision
+from fullres.pipeline.targets.compute import class_ids
 from fullres.pipeline.train import checkpoint
 from fullres.pipeline.train.config import TrainingConfig
 from fullres.pipeline.train.engine import Engine, PlainEngine, objective_of
@@ -151,14 +153,16 @@ def _evaluate(
     course: checkpoint.Course,
     records: Records | None,
 ) -> None:
-    """The mean IoU goes into `course`; where none was better, the step too."""
+    """The mean IoU, of a downsampler's target classes where it has some, goes into `course`; where none was
+    better, the step too."""
     precision: Precision = "bf16" if config.precision == "bf16" else "fp32"
     found, picture = score(engine.network(), validation, engine, precision, config.sampling)
-    course.mean_iou = found.mean_iou
-    if course.best is None or found.mean_iou > course.best:
-        course.best, course.best_step = found.mean_iou, done
+    wanted = class_ids(found.dataset, config.sampling.target_classes or None)
+    course.mean_iou = mean_score(found.class_iou, wanted)
+    if course.best is None or course.mean_iou > course.best:
+        course.best, course.best_step = course.mean_iou, done
     if records is not None:
-        records.add(done, {"mean_iou": found.mean_iou, "class_iou": found.to_json()["class_iou"]})
+        records.add(done, {"mean_iou": course.mean_iou, "class_iou": found.to_json()["class_iou"]})
         records.show(done, picture)
 
 

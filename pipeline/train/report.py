@@ -9,7 +9,7 @@ class StepReport:
 
     `images_per_second`; `waiting`: the share of the time that went by until batches were there; `memory`: the
     most that the first process had so far, MiB, of the GPU where there is one; `mean_iou`: of the last
-    evaluation.
+    evaluation, over the target classes of a downsampler that has some.
     """
 
     step: int

@@ -39,17 +39,18 @@ def assert_within(told):
 
 
 @pytest.mark.parametrize(
-    ("precision", "budget", "grains"),
+    ("precision", "side", "budget", "workers", "grains"),
     # bf16 without hardware for it takes ten times as long
     [
-        ("fp32", 128, 2),
-        ("bf16", 128, 1),
-        pytest.param("fp32", 256, 2, marks=pytest.mark.slow),
-        pytest.param("bf16", 256, 2, marks=pytest.mark.slow),
+        ("fp32", 3000, 128, 64, 2),
+        ("bf16", 1500, 128, 256, 1),
+        pytest.param("bf16", 3000, 128, 64, 1, marks=pytest.mark.slow),
+        pytest.param("fp32", 3000, 256, 64, 2, marks=pytest.mark.slow),
+        pytest.param("bf16", 3000, 256, 64, 2, marks=pytest.mark.slow),
     ],
 )
-def test_smp(precision, budget, grains):
-    assert_within(measure("smp18", (3000, 3000), budget, precision, 64, grains))
+def test_smp(precision, side, budget, workers, grains):
+    assert_within(measure("smp18", (side, side), budget, precision, workers, grains))
 
 
 def test_fcn8s():

@@ -49,7 +49,10 @@ def in_process(network, images, scores, attention):
     }
 
 
-@pytest.mark.parametrize(("scores", "attention", "everybody"), [(False, (), True), (True, (1, 3), False)])
+@pytest.mark.parametrize(
+    ("scores", "attention", "everybody"),
+    [pytest.param(False, (), True, marks=pytest.mark.slow), (True, (1, 3), False)],
+)
 def test_killed_workers_lose_nothing(network, scores, attention, everybody):
     images = images_of(SIZES)
     running = Coordinator(Windows(network, SPEC, attention), options(2, scores=scores))
@@ -70,7 +73,7 @@ def test_killed_workers_lose_nothing(network, scores, attention, everybody):
     assert_same_bytes(results, expected)
 
 
-@pytest.mark.parametrize("name", ["smp18", "unet"])
+@pytest.mark.parametrize("name", ["smp18", pytest.param("unet", marks=pytest.mark.slow)])
 def test_killed_workers_lose_nothing_of_sampled_images(name):
     """An image in several grains, whose scores are interpolated where they are merged, and images in one."""
     where = base.as_if_trained(lambda: Downsampler(8, 8)).eval()

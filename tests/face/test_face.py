@@ -218,7 +218,7 @@ def as_it_reads(tree, image):
         return copy.deepcopy(tree).double()(x.permute(2, 0, 1)[None])[0].numpy()
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", [None, 1])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_numbers_of_channels(channels, workers, local_cluster):
     tree = other_channels(channels)
@@ -269,7 +269,9 @@ def test_the_same_network_in_windows_reads_alike(local_cluster):
     np.testing.assert_array_equal(here, there)
 
 
-@pytest.mark.parametrize("name", ["weight standardised", "shufflenet", "frozen"])
+@pytest.mark.parametrize(
+    "name", ["weight standardised", "shufflenet", pytest.param("frozen", marks=pytest.mark.slow)]
+)
 def test_public_networks_through_a_worker(name, local_cluster):
     """Whatever a worker gets of a network is what the network is."""
     tree, image = fullres.split_merge(public(name)), random_image(61, 90)

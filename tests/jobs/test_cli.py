@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -38,3 +39,8 @@ def test_an_unknown_command_is_named():
 
 def test_no_arguments_are_a_call_for_help():
     assert "Usage" in CliRunner().invoke(app, []).output
+
+
+def test_the_version_is_printed():
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"fullres {version('fullres')}\n")

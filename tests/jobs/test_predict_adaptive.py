@@ -73,7 +73,7 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(
     assert (sampling["downsampler"] is not None) == adaptive
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_pictures_of_where_it_looked(files, tmp_path, adaptive):
     more = ("--adaptive", files / "where.safetensors") if adaptive else ()
     out = tmp_path / "out"
@@ -152,6 +152,10 @@ def train(tmp_path):
     return run
 
 
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.parametrize(("loss", "joint"), [("", ""), ('loss = "energy"', "joint = 0.5")])
 def test_from_label_maps_to_labels(train, tmp_path, loss, joint):
     """A downsampler learns, a network learns behind it, alone or with it, and what its training scored is
@@ -159,10 +163,12 @@ def test_from_label_maps_to_labels(train, tmp_path, loss, joint):
     where = tmp_path / "where/weights.safetensors"
     sampling = 'target_classes = ["car", "road"]\nsmoothness = 0.1'
     assert train("downsampler8", "where", sampling, model=loss).exit_code == 0
+    of_targets = [m for m in metrics_of(tmp_path / "where") if "class_iou" in m][-1]
+    scored = [of_targets["class_iou"][name] for name in ("car", "road")]
+    assert of_targets["mean_iou"] == pytest.approx(np.nanmean(np.array(scored, float)))
     result = train("unet", "net", f'size = [32, 48]\nauxiliary = "{where}"\n{joint}')
     assert result.exit_code == 0, result.output
-    scores = [json.loads(line) for line in (tmp_path / "net/metrics.jsonl").read_text().splitlines()]
-    scored = next(line["mean_iou"] for line in scores if "mean_iou" in line)
+    scored = next(line["mean_iou"] for line in metrics_of(tmp_path / "net") if "mean_iou" in line)
     if joint:
         before, where = load_file(where), tmp_path / "net/sampler-weights.safetensors"
         learned = load_file(where)

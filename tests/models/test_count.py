@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fullres.models import catalogue
@@ -26,6 +27,32 @@ torch.set_num_threads(1)
 )
 def test_layers(layer, expected):
     assert count_macs(layer, 7, 11) == expected
+
+
+@pytest.mark.parametrize(
+    "grow",
+    [
+        lambda x: F.interpolate(x, (9, 4)),
+        lambda x: F.interpolate(x, size=(9, 4), mode="bilinear"),
+        lambda x: F.interpolate(x, size=[9, 4]),
+        lambda x: F.interpolate(x, size=9),
+        lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: F.interpolate(input=x, size=(3, 30), mode="bicubic"),
+        lambda x: F.interpolate(x[..., None], size=(2, 3, 1))[..., 0],
+        lambda x: F.relu(input=F.relu(F.interpolate(x, size=(9, 4)), inplace=True)),
+    ],
+)
+def test_resized_features_have_the_size_that_they_are_given(grow):
+    class Resized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.convolution(grow(x))
+
+    height, width = grow(torch.zeros(1, 3, 7, 11)).shape[2:]
+    assert count_macs(Resized(), 7, 11) == 3 * 5 * height * width
 
 
 def test_a_layer_used_twice_counts_twice():

@@ -188,7 +188,7 @@ def test_ocrnet_of_nvidia(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("numbered", [False, True])
 @pytest.mark.parametrize(("name", "scales"), [("hmsa48", (0.5, 1)), ("hmsa48x3", (0.5, 1, 2))])
-@pytest.mark.parametrize("size", [SIZE, (64, 96)])
+@pytest.mark.parametrize("size", [SIZE, pytest.param((64, 96), marks=pytest.mark.slow)])
 def test_hmsa_of_nvidia(name, scales, size, numbered, checkpoint):
     state = nvidia_state(numbered=numbered)
     image = seeded_image(*size).double()
