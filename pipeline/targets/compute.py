@@ -87,5 +87,5 @@ def targets_of(labels: np.ndarray, dataset: Dataset, spec: TargetSpec) -> dict[s
 
 
 def class_ids(dataset: Dataset, names: Sequence[str] | None) -> list[int] | None:
-    """trainIds of the classes of these names; None for None, all."""
-    return None if names is None else [dataset.classes.index(name) for name in names]
+    """trainIds of the classes of these names, each once; None for None, all."""
+    return None if names is None else [dataset.classes.index(name) for name in dict.fromkeys(names)]

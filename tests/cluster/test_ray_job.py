@@ -136,6 +136,7 @@ def test_predict_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
     assert (read_labels(tmp_path / "out/frame.png") == expected).all()
 
 
+@pytest.mark.slow
 def test_targets_on_a_head_that_gets_the_wheel(head, wheel, tmp_path):
     image, labels = render_scene(0, 90, 120)
     write_png(tmp_path / "images/0.png", image)

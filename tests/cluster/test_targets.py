@@ -302,7 +302,7 @@ def test_a_target_that_cannot_be_written_ends_before_work(cluster, root, tmp_pat
         run(root, tmp_path / "file/out")
 
 
-@pytest.mark.parametrize("store", BUCKETS)
+@pytest.mark.parametrize("store", ["s3", pytest.param("gs", marks=pytest.mark.slow)])
 def test_object_stores_hold_input_and_output(cluster, undisturbed, root, store):
     with BUCKETS[store]() as uri:
         source, out = Storage(uri.format("data")), Storage(uri.format("targets"))

@@ -69,19 +69,33 @@ def by_two(cluster, root, tmp_path_factory):
     return folder / "two"
 
 
-def test_workers_are_one_process_with_the_whole_batch(train, by_two, tmp_path):
-    """Two workers share the phases, and the parameters."""
-    for out, workers in (("plain", None), ("one", 1)):
-        result = train(out, workers, *RECIPE)
-        assert result.exit_code == 0, result.output
-    assert_equal(tmp_path / "one", tmp_path / "plain")
-    assert_close(by_two, tmp_path / "plain")
-    for folder in (tmp_path / "one", by_two):
-        pictures = [
-            read_image(run / f"pictures/step-{STEPS:08d}.png") for run in (folder, tmp_path / "plain")
-        ]
-        truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
-        assert (truths[0] == truths[1]).all()
+@pytest.fixture(scope="module")
+def plain(cluster, root, tmp_path_factory):
+    """What one process leaves, without Ray."""
+    folder = tmp_path_factory.mktemp("plain")
+    result = train_in(folder, cluster, root, "plain", None, *RECIPE)
+    assert result.exit_code == 0, result.output
+    return folder / "plain"
+
+
+def assert_same_frames_shown(folder, reference):
+    pictures = [read_image(run / f"pictures/step-{STEPS:08d}.png") for run in (folder, reference)]
+    truths = [picture[:, : picture.shape[1] * 2 // 3] for picture in pictures]  # images and labels
+    assert (truths[0] == truths[1]).all()
+
+
+def test_two_workers_are_one_process_with_the_whole_batch(by_two, plain):
+    """They share the phases, and the parameters."""
+    assert_close(by_two, plain)
+    assert_same_frames_shown(by_two, plain)
+
+
+@pytest.mark.slow
+def test_one_worker_is_one_process(train, plain, tmp_path):
+    result = train("one", 1, *RECIPE)
+    assert result.exit_code == 0, result.output
+    assert_equal(tmp_path / "one", plain)
+    assert_same_frames_shown(tmp_path / "one", plain)
 
 
 @pytest.mark.slow

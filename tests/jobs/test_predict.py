@@ -116,6 +116,7 @@ def same_on_1_2_and_3_workers(cluster, images, weights, tmp_path, *more):
     return written[0]
 
 
+@pytest.mark.slow
 def test_camvid_frames_on_1_2_and_3_workers(cluster, weights, tmp_path):
     frames = sorted((DATA / "camvid" / "val").glob("*.jpg"))[:2]
     if not frames:

@@ -54,22 +54,17 @@ def predict(*arguments):
 MULTI = ("--scales", "0.5,1,1.25", "--flip", "--window", 64, "--stride", 40)
 
 
-@pytest.mark.parametrize(("name", "counts"), [("pspnet50", (1, 3)), ("fcn8s18", (1,))])
-def test_any_number_of_workers_gives_the_bytes_of_one_process(tmp_path, scene, weights, name, counts):
-    results = []
-    for workers in counts:
-        out = tmp_path / str(workers)
-        asked = ("--model", name, "--weights", weights[name], "--out", out, "--workers", workers)
-        result = predict(scene, *asked, *MULTI)
-        assert result.exit_code == 0, result.output
-        results.append((out / "scene.png").read_bytes())
-    assert len(set(results)) == 1
+@pytest.mark.parametrize(("name", "workers"), [("pspnet50", 3), ("fcn8s18", 1)])
+def test_any_number_of_workers_gives_the_bytes_of_one_process(tmp_path, scene, weights, name, workers):
+    asked = ("--model", name, "--weights", weights[name], "--out", tmp_path, "--workers", workers)
+    result = predict(scene, *asked, *MULTI)
+    assert result.exit_code == 0, result.output
     spec = WindowSpec((0.5, 1.0, 1.25), True, 64, 40)
     image = render_scene(0, 130, 170)[0]
     predictor = WindowPredictor(network(name), torch.device("cpu"), "fp32")
     expected = predict_windows(predictor, plan_windows((130, 170), spec), image)
-    assert np.array_equal(read_labels(tmp_path / "1/scene.png"), expected)
-    settings = json.loads((tmp_path / "1/predict.json").read_text())
+    assert np.array_equal(read_labels(tmp_path / "scene.png"), expected)
+    settings = json.loads((tmp_path / "predict.json").read_text())
     assert settings["windows"] == {
         "scales": [0.5, 1.0, 1.25], "flip": True, "window": 64, "stride": 40,
         "base_size": None, "average": "probabilities",

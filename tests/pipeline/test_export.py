@@ -63,7 +63,7 @@ def check_graph(name, path, size=None, shapes=None):
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [("pspnet50", ".pt2"), ("fcn8s18", ".onnx")],
+    [pytest.param("pspnet50", ".pt2", marks=pytest.mark.slow), ("fcn8s18", ".onnx")],
 )
 def test_graph_of_any_batch_and_size(name, suffix, tmp_path):
     check_graph(name, tmp_path / f"network{suffix}")

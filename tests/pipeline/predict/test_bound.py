@@ -70,7 +70,10 @@ NETWORKS = {
 pytestmark = pytest.mark.filterwarnings("ignore:.*resizes to the image's size")
 
 
-@pytest.fixture(params=NETWORKS)
+SOME = ("one-convolution-a-stage", "generated-0", "generated-4", "bisenet path", "densenet", "convnext")
+
+
+@pytest.fixture(params=[n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
 def network(request):
     return NETWORKS[request.param]()
 
