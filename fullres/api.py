@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.weights import WeightsError, load_network, read_state
+from fullres.models.weights import load_network, load_own_network
 from fullres.ops.errors import FullresError
 from fullres.ops.normalisation import Normalisation
 from fullres.pipeline.data.images import read_channels
@@ -53,10 +53,7 @@ def load(model: str | Path, dataset: str | None = None) -> nn.Module:
         return load_network(row.model, path, row.like)[0]
     if not path.is_file():
         raise ArgumentError(f"model is '{model}': no such file, and none of {', '.join(CATALOGUE)}")
-    info = read_state(path)[1]
-    if info is None or info.model is None:
-        raise WeightsError(f"weights {path}: they do not say which network they are of")
-    return load_network(info.model, path)[0]
+    return load_own_network(path)[0]
 
 
 def predict(

@@ -184,6 +184,15 @@ def load_network(model: str, path: Path, like: Publisher | None = None) -> tuple
     return network.eval(), info
 
 
+def load_own_network(path: Path) -> tuple[nn.Module, str]:
+    """The network of a file of the project, as `load_network`, and its name in the catalogue. Raises
+    WeightsError, also for a file that does not say which network it is of."""
+    info = read_state(path)[1]
+    if info is None or info.model is None:
+        raise WeightsError(f"weights {path}: they do not say which network they are of")
+    return load_network(info.model, path)[0], info.model
+
+
 def load_pretrained(
     network: nn.Module, model: str, path: Path, drop_head: bool = False, like: Publisher | None = None
 ) -> None:

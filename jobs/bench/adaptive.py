@@ -36,7 +36,7 @@ from fullres.jobs.common import (
 from fullres.jobs.train import read_config
 from fullres.models.catalogue import CATALOGUE
 from fullres.models.downsampler import Downsampler
-from fullres.models.weights import WeightsError, load_network, read_state
+from fullres.models.weights import WeightsError, load_network, load_own_network
 from fullres.ops.metrics import confusion_matrix
 from fullres.ops.sampling import resize_tensor
 from fullres.ops.sampling_solve import sampling_tensor, uniform_tensor
@@ -183,12 +183,10 @@ def _truths(auxiliary: list[str], ignored: int, targets: tuple[int, ...] | None)
 
 
 def _split_merge(weights: Path) -> nn.Module:
-    info = read_state(weights)[1]
-    if info is None or info.model is None:
-        raise WeightsError(f"weights {weights}: they do not say of which network they are")
-    if CATALOGUE[info.model].labelled_by != "split-merge":
-        raise WeightsError(f"weights {weights}: of {info.model}, which is not labelled by split-merge")
-    return load_network(info.model, weights)[0]
+    network, name = load_own_network(weights)
+    if CATALOGUE[name].labelled_by != "split-merge":
+        raise WeightsError(f"weights {weights}: of {name}, which is not labelled by split-merge")
+    return network
 
 
 def _of_network(

@@ -23,7 +23,7 @@ from fullres.cluster.coordinator import Coordinator
 from fullres.cluster.stream import Options, Task
 from fullres.jobs.common import AddressOption, clear_errors, parse_counts, print_table
 from fullres.models.catalogue import CATALOGUE
-from fullres.models.weights import WeightsError, load_network, read_state
+from fullres.models.weights import WeightsError, load_own_network
 from fullres.ops.interpolate import interpolate_labels
 from fullres.ops.sampling import sample
 from fullres.pipeline.data.files import write_bytes_atomically
@@ -54,12 +54,9 @@ def sampled(
     counts = parse_counts("--workers", workers)
     sides = parse_counts("--sizes", sizes, 2)
     with clear_errors():
-        info = read_state(weights)[1]
-        if info is None or info.model is None:
-            raise WeightsError(f"weights {weights}: they do not say of which network they are")
-        if not CATALOGUE[info.model].segments:
+        network, name = load_own_network(weights)
+        if not CATALOGUE[name].segments:
             raise WeightsError(f"weights {weights}: of a downsampler, not of a network that labels images")
-        network, _ = load_network(info.model, weights)
         where = load_downsampler(str(auxiliary), _CPU)
     images = [render_scene(seed, height, scene_width)[0] for seed in range(frames)]
     rows, streams = [], []
@@ -74,7 +71,7 @@ def sampled(
             engine = adaptive_engine(network, Sampler((side, side), where))
             rates = {count: _frames_a_second(engine, images, stream, count) for count in counts}
             streams.append({"size": side, "frames a second": rates})
-    _show(rows, streams, f"{info.model}, {scene_width}x{height}, median of {rounds} x {frames} frames")
+    _show(rows, streams, f"{name}, {scene_width}x{height}, median of {rounds} x {frames} frames")
     if json_out:
         write_bytes_atomically(json_out, json.dumps({"rows": rows, "streams": streams}, indent=2).encode())
 

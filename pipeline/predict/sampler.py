@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fullres.models.downsampler import Downsampler
 from fullres.models.full_resolution.steps import Pair
-from fullres.models.weights import WeightsError, load_network, read_state
+from fullres.models.weights import WeightsError, load_own_network
 from fullres.ops.interpolate import interpolate_labels
 from fullres.ops.normalisation import normalise
 from fullres.ops.sampling import resize_tensor, sample, sample_tensor
@@ -83,10 +83,7 @@ def sampler_of(size: Pair, auxiliary: str | Path | None, device: torch.device) -
 def load_downsampler(weights: str, device: torch.device) -> Downsampler:
     """From a file that a training of one wrote, on a device. Raises WeightsError."""
     path, _ = local_weights(weights)
-    info = read_state(path)[1]
-    if info is None or info.model is None:
-        raise WeightsError(f"weights {path}: they do not say that they are a downsampler's")
-    network, _ = load_network(info.model, path)
+    network, _ = load_own_network(path)
     if not isinstance(network, Downsampler):
         raise WeightsError(f"weights {path}: of a network that labels images, not of a downsampler")
     return network.to(device).requires_grad_(False)

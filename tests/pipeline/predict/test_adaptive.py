@@ -226,7 +226,7 @@ def test_weights_of_something_else(tmp_path):
     with pytest.raises(WeightsError, match=r"unet\.safetensors: of a network that labels images, not of a d"):
         sampler_of((8, 8), path, CPU)
     torch.save(narrow("unet").state_dict(), tmp_path / "unet.pth")
-    with pytest.raises(WeightsError, match=r"unet\.pth: they do not say that they are a downsampler's$"):
+    with pytest.raises(WeightsError, match=r"unet\.pth: they do not say which network they are of$"):
         sampler_of((8, 8), tmp_path / "unet.pth", CPU)
     with pytest.raises(WeightsError, match="no such file"):
         sampler_of((8, 8), tmp_path / "none.pth", CPU)
