@@ -229,6 +229,7 @@ def test_killed_workers_change_nothing(undisturbed, root, tmp_path):
     assert not list(tmp_path.glob(".part*"))
 
 
+@pytest.mark.slow
 def test_a_killed_node_changes_nothing(cluster, undisturbed, root, tmp_path):
     node = cluster.add_node(**node_of(1, 128))
 

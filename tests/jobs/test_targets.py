@@ -155,6 +155,7 @@ def test_pictures_of_what_does_not_fit(made, few, out, key, message):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(made, root, tmp_path, monkeypatch):
     """The driver and its own cluster die in the middle; the same command does the rest."""
     out = tmp_path / "out"
