@@ -11,6 +11,7 @@ from fullres.pipeline.train.config import Augmentation
 
 Pair = tuple[np.ndarray, np.ndarray]
 _MEAN_COLOUR = tuple(round(value) for value in MEAN)
+_GREY = np.array((0.299, 0.587, 0.114))  # of red, green and blue, as OpenCV
 
 
 def augmented(
@@ -32,7 +33,7 @@ def augmented(
     image, labels, point = _rotated(image, labels, point, how, ignore_index, rng)
     image, labels = _cropped(image, labels, crop, ignore_index, rng, None if around is None else point)
     if how.mirror and rng.random() < 0.5:
-        image, labels = image[:, ::-1], labels[:, ::-1]
+        image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)
     if how.blur is not None and rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*how.blur))
     if any(how.colour):
@@ -45,9 +46,8 @@ def augmented(
 def _with_noise(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """That share of the pixels black or white, as many of both."""
     drawn = rng.random(image.shape[:2], np.float32)
-    noisy = image.copy()
-    noisy[drawn < share] = 255
-    noisy[drawn < share / 2] = 0
+    noisy, places = image.copy(), np.flatnonzero(drawn < share)
+    noisy.reshape(-1, 3)[places] = np.where(drawn.ravel()[places] < share / 2, 0, 255)[:, None]
     return noisy
 
 
@@ -123,9 +123,15 @@ def coloured(
     """`image` times `brightness`; its distance from its mean grey times `contrast`, that of each pixel from
     its own grey times `saturation`; its hues moved by `hue` of the colour circle. Each step is cut to 0..255.
     """
-    x = np.clip(image.astype(np.float32) * brightness, 0, 255)
-    mean = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).mean()
-    x = np.clip(mean + (x - mean) * contrast, 0, 255)
+    image = np.ascontiguousarray(image)
+    # The first two steps are the same for all pixels of a level: a table of 256 says them.
+    level = np.clip(np.arange(256) * brightness, 0, 255)
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
+    mean = _GREY @ (counts @ level) / image[..., 0].size
+    level = np.clip(mean + (level - mean) * contrast, 0, 255)
+    if saturation == 1 and not hue:
+        return cv2.LUT(image, np.rint(level).astype(np.uint8))
+    x = cv2.LUT(image, level.astype(np.float32))
     grey = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
     x = np.clip(grey + (x - grey) * saturation, 0, 255)
     if hue:
