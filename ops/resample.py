@@ -1,5 +1,7 @@
 """Bilinear interpolation of a part of a larger map; means over what a smaller image's pixels cover."""
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +87,24 @@ def area_resize(images: Tensor, size: tuple[int, int]) -> Tensor:
         return images
     rows, columns = (_shares(n, m).to(images) for n, m in zip(images.shape[-2:], size, strict=True))
     return rows @ images @ columns.T
+
+
+def shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """H x W x C uint8 to `size` x C: as `area_resize`, rounded to whole numbers. An image with a side shorter
+    than that stays as it is."""
+    if min(np.subtract(image.shape[:2], size)) < 0:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1)
+
+
+def all_shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """N x H x W x C uint8 on any device, each as `shrunk`; a GPU may round a value halfway the other way."""
+    if min(np.subtract(images.shape[1:3], size)) < 0:
+        return images
+    if images.device.type == "cpu":
+        return torch.from_numpy(np.stack([shrunk(image, size) for image in images.numpy()]))
+    means = area_resize(images.movedim(-1, 1).float(), size)
+    return means.round().to(torch.uint8).movedim(1, -1)
 
 
 def _shares(in_length: int, out_length: int) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from fullres.models.full_resolution.steps import Pair
 from fullres.models.weights import WeightsError, load_own_network
 from fullres.ops.interpolate import interpolate_labels
 from fullres.ops.normalisation import normalise
+from fullres.ops.resample import all_shrunk, shrunk
 from fullres.ops.sampling import resize_tensor, sample, sample_tensor
 from fullres.ops.sampling_solve import uniform_tensor
 from fullres.pipeline.predict.published import local_weights
@@ -43,11 +43,9 @@ class Sampler:
         was trained for, float32. None: no downsampler."""
         if self.downsampler is None:
             return None
-        small = self.downsampler.small
-        if min(np.subtract(image.shape[:2], small)) >= 0:
-            image = cv2.resize(image, small[::-1], interpolation=cv2.INTER_AREA)
-        pixels = torch.from_numpy(image)[None].to(next(self.downsampler.parameters()).device)
-        return self._grids(pixels)[0].cpu().numpy()
+        small = shrunk(image, self.downsampler.small)
+        pixels = torch.from_numpy(small)[None].to(next(self.downsampler.parameters()).device)
+        return self._grids(self.downsampler, pixels)[0].cpu().numpy()
 
     def both(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of N x H x W x 3 uint8 images and N x H x W labels those at the points: N x h x w x 3, N x h x w
@@ -56,14 +54,15 @@ class Sampler:
             uniform = torch.from_numpy(self.points(None)).to(images.device)
             phi = uniform.expand(len(images), -1, -1, -1)
         else:
-            phi = resize_tensor(self._grids(images), self.size)
+            small = all_shrunk(images, self.downsampler.small)
+            phi = resize_tensor(self._grids(self.downsampler, small), self.size)
         sampled = sample_tensor(images.permute(0, 3, 1, 2), phi).permute(0, 2, 3, 1)
         return sampled, sample_tensor(labels[:, None], phi)[:, 0]
 
+    @staticmethod
     @torch.no_grad()
-    def _grids(self, images: Tensor) -> Tensor:
-        assert self.downsampler is not None
-        return self.downsampler(normalise(images, torch.float32))
+    def _grids(downsampler: Downsampler, images: Tensor) -> Tensor:
+        return downsampler(normalise(images, torch.float32))
 
 
 def sampled_and_back(labels: np.ndarray, phi: np.ndarray, classes: int) -> np.ndarray:

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullres.ops.resample import area_resize, between_lattice_points, bilinear_reads, bilinear_window
+from fullres.ops.resample import (
+    all_shrunk,
+    area_resize,
+    between_lattice_points,
+    bilinear_reads,
+    bilinear_window,
+    shrunk,
+)
 
 torch.set_num_threads(1)
 
@@ -66,6 +73,23 @@ def test_areas_are_means_over_what_pixels_cover(height, width, h, w):
     torch.testing.assert_close(found, expected)
     if (h, w) == (height, width):
         assert torch.equal(found, image)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 4])
+)
+def test_shrunk_images_are_rounded_means(height, width, h, w, channels):
+    images = np.random.default_rng(height).integers(0, 256, (2, height, width, channels), np.uint8)
+    found = all_shrunk(torch.from_numpy(images), (h, w)).numpy()
+    assert all(np.array_equal(one, shrunk(image, (h, w))) for one, image in zip(found, images, strict=True))
+    assert np.array_equal(shrunk(images[0, ::-1, ::-1], (h, w)), shrunk(images[0, ::-1, ::-1].copy(), (h, w)))
+    if height < h or width < w:
+        assert np.array_equal(found, images)
+    else:
+        exact = area_resize(torch.from_numpy(images).double().movedim(-1, 1), (h, w)).movedim(1, -1)
+        assert found.dtype == np.uint8
+        assert np.abs(found - exact.numpy()).max() <= 0.5 + 1e-4
 
 
 @settings(deadline=None)

@@ -111,17 +111,18 @@ def test_the_small_image_is_a_mean_as_in_training():
     assert np.abs(exact - rounded).max() < 0.02
 
 
+@pytest.mark.parametrize("size", [(32, 32), (20, 77), (150, 211)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_batches_are_sampled_where_images_are(adaptive):
+def test_batches_are_sampled_where_images_are(adaptive, size):
     sampler = Sampler((16, 24), downsampler() if adaptive else None)
-    images = [random_image(32, 32, seed) for seed in (1, 2)]  # no small image, so that nothing is rounded
-    labels = [np.random.default_rng(i).integers(0, 5, (32, 32), np.uint8) for i in (1, 2)]
+    images = [random_image(*size, seed) for seed in (1, 2)]
+    labels = [np.random.default_rng(i).integers(0, 5, size, np.uint8) for i in (1, 2)]
     batch = [torch.from_numpy(np.stack(x)) for x in (images, labels)]
     sampled, classes = sampler.both(*batch)
     assert (sampled.shape, classes.shape) == ((2, 16, 24, 3), (2, 16, 24))
     for i in (0, 1):
         phi = np.float64(sampler.at(images[i]))
-        rows, columns = (np.rint(phi[..., a] * 31).astype(int) for a in (0, 1))
+        rows, columns = (np.rint(phi[..., a] * (size[a] - 1)).astype(int) for a in (0, 1))
         assert np.array_equal(sampled[i], images[i][rows, columns])
         assert np.array_equal(classes[i], labels[i][rows, columns])
 
