@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, field_validator, model_validator
 
-from fullres.models.catalogue import CATALOGUE, Loss, Publisher, check
+from fullres.models.catalogue import CATALOGUE, Loss, Publisher, build, check
+from fullres.models.downsampler import Downsampler
 from fullres.ops.pooling import shares_of_phases
 from fullres.pipeline.datasets import DATASETS, Dataset, dataset
 from fullres.pipeline.datasets.dataset import MAX_CLASSES
@@ -15,6 +18,17 @@ from fullres.pipeline.datasets.folder import folder
 from fullres.pipeline.train.layout import ParallelConfig, Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@cache
+def _small_image_of(name: str) -> tuple[int, int] | None:
+    """Height and width of what a downsampler looks at, None of another network."""
+    if CATALOGUE[name].segments:
+        return None
+    with torch.device("meta"):
+        network = build(name, 2)
+    assert isinstance(network, Downsampler)
+    return network.small
 
 
 class ModelConfig(Section):
@@ -273,7 +287,11 @@ class TrainingConfig(Section):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(H, W) of what the network reads in a step: a crop, or what is sampled from one."""
+        """(H, W) of what the network reads in a step: a crop, what is sampled from one, or, of a downsampler,
+        what a crop is shrunk to."""
+        small = _small_image_of(self.model.name)
+        if small is not None and all(a <= b for a, b in zip(small, self.crop, strict=True)):
+            return small
         return self.sampling.size or self.crop
 
     def _check_sampling(self) -> None:

@@ -118,17 +118,6 @@ def _is_written_beyond(name: str, width: float) -> bool:
     )
 
 
-@cache
-def _small_image_of(name: str) -> tuple[int, int] | None:
-    """Height and width of what a downsampler looks at."""
-    if CATALOGUE[name].segments:
-        return None
-    with torch.device("meta"):
-        network = build(name, 2)
-    assert isinstance(network, Downsampler)
-    return network.small
-
-
 def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels of a part of a step's batch, as an objective takes them: sampled if the
     configuration says so, and the points do not move with the training. Images of a downsampler are as small
@@ -138,8 +127,8 @@ def part_of(config: TrainingConfig, index: int, batch: Batch, device: torch.devi
     if config.sampling.size is not None and config.sampling.joint is None:
         sampler = sampler_of(config.sampling.size, config.sampling.auxiliary, device)
         images, labels = sampler.both(images, labels)
-    if (small := _small_image_of(config.model.name)) is not None:
-        images = all_shrunk(images, small)
+    if not CATALOGUE[config.model.name].segments:
+        images = all_shrunk(images, config.input_size)
     images = normalise(images, torch.float32, normalisation(config.model.like))
     return images.contiguous(memory_format=memory_format_of(config.model, device)), labels.long()
 

@@ -127,10 +127,12 @@ def _passes(config: TrainingConfig, network: nn.Module, moved: bool) -> tuple[in
     copies = 0 if dtype == torch.float32 else sum(p.nbytes for p in trained)
     objective.to(dtype)
     n = config.batch_size // (config.parallel.data or 1) // config.accumulation
-    height, width = config.input_size if config.sampling.joint is None else config.crop
-    images = torch.empty(n, 3, height, width, dtype=dtype, device="meta")
+    joint = config.sampling.joint is not None
+    read = config.crop if joint else config.input_size
+    labelled = config.crop if joint else config.sampling.size or config.crop
+    images = torch.empty(n, 3, *read, dtype=dtype, device="meta")
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.empty(n, height, width, dtype=torch.long, device="meta")
+    labels = torch.empty(n, *labelled, dtype=torch.long, device="meta")
     if moved:
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(_take_gradient)
