@@ -76,7 +76,10 @@ def fit(
     if config.parallel.pipeline > 1:
         for count in counts:
             described(config.on(count))
-    places_of(config, Frames(config.data))  # what is not there is said before work; workers find the places
+    # What is not there, or does not fit, is said before any work; workers do both again for themselves.
+    frames = Frames(config.data)
+    places_of(config, frames)
+    objective_of(config, frames.known, begun(config) > 0 and not from_scratch, drop_head)
     os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
     training = uuid.uuid4().hex
     if from_scratch:

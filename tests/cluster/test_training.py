@@ -211,6 +211,17 @@ def test_a_loss_that_diverges_ends_the_training_with_one_line(train, tmp_path):
     assert not (tmp_path / "run/weights.safetensors").exists()
 
 
+def test_a_start_that_is_not_there_leaves_the_training_before(cluster, root, tmp_path):
+    before = tmp_path / "run/checkpoints/step-00000003.pt"
+    before.parent.mkdir(parents=True)
+    before.write_bytes(b"kept")
+    config = configuration(tmp_path, "run", root)
+    asked = ["--workers", "2", "--address", cluster.address, "--set", "model.weights=nowhere.safetensors"]
+    line = one_line(CliRunner().invoke(app, ["train", str(config), "--from-scratch", *asked]))
+    assert "weights nowhere.safetensors: no such file" in line
+    assert before.read_bytes() == b"kept"
+
+
 @pytest.mark.parametrize(
     ("workers", "change", "said"),
     [
