@@ -181,10 +181,10 @@ def predict(
             digest = state_digest(network)
         classes = attended(attention, model, network, known)
         if pool_crop is not None:
-            pool_over = getattr(network, "pool_over", None)
-            if pool_over is None:
+            try:
+                network.pool_over((pool_crop, pool_crop))  # type: ignore[operator]
+            except (AttributeError, ValueError):
                 fail(f"--pool-crop: {model} has no pooling to change; SPGNets have, e.g. spgnet50x2")
-            pool_over((pool_crop, pool_crop))
         engine: Engine
         if sampled is None:
             engine = engine_for(network, spec, tuple(classes.values()), output_stride=output_stride)

@@ -303,10 +303,13 @@ class SPGNet(nn.Module):
         return SPGNetOutput(tuple(resize(logits, size, align_corners=True) for logits in stages))
 
     def pool_over(self, crop: tuple[int, int]) -> None:
-        """In evaluation pool over windows of the training crops' size (AP, Table 12), as with `crop`."""
-        for pool in (stage.pool for stage in self.stages):
-            if isinstance(pool, ImagePool):
-                pool.window = _pooled(crop)
+        """In evaluation pool over windows of the training crops' size (AP, Table 12), as with `crop`. Raises
+        ValueError where decoders do not start from the pooled image."""
+        pools = [stage.pool for stage in self.stages if isinstance(stage.pool, ImagePool)]
+        if not pools:
+            raise ValueError("no pooling to change")
+        for pool in pools:
+            pool.window = _pooled(crop)
 
     def guided(self, image: Tensor, stage: int = 0) -> tuple[Tensor, Tensor]:
         """Logits, and guided attention of each class behind a stage (Sec. 4.5) as it is; both N x classes x H

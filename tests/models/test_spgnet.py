@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fullres.models.backbones.resnet import ResNet
-from fullres.models.catalogue import parameter_count
+from fullres.models.catalogue import build, parameter_count
 from fullres.models.count import count_macs
 from fullres.models.spgnet import (
     SPG,
@@ -51,9 +51,9 @@ def trained(**arguments):
     return with_statistics(narrow(**arguments)).double()
 
 
-def module(build, *arguments, **keywords):
+def module(make, *arguments, **keywords):
     torch.manual_seed(0)
-    return with_statistics(build(*arguments, **keywords)).double()
+    return with_statistics(make(*arguments, **keywords)).double()
 
 
 def random(*shape):
@@ -214,6 +214,12 @@ def test_a_built_network_can_pool_over_crops():
     image = random(1, 3, 200, 128)
     with torch.no_grad():
         assert network(image).equal(windows(image))
+
+
+@pytest.mark.parametrize("name", ["spgnet18-no-gap", "spgnet18-fpn"])
+def test_what_pools_nothing_pools_over_nothing(name):
+    with pytest.raises(ValueError, match="no pooling to change"):
+        build(name, 5, 1 / 16).pool_over((96, 96))
 
 
 def layers(encoder):
