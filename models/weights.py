@@ -179,18 +179,24 @@ def load_network(model: str, path: Path, like: Publisher | None = None) -> tuple
     state, info = _read_for(model, path, like)
     if like not in (None, info.like):
         raise WeightsError(f"weights {path}: like is {_quoted(info.like)}, not {_quoted(like)}")
-    network = build(model, info.num_classes, info.width, info.like)
-    load_state(network, state, f"weights {path}")
-    return network.eval(), info
+    return _filled(model, state, info, path), info
 
 
 def load_own_network(path: Path) -> tuple[nn.Module, str]:
     """The network of a file of the project, as `load_network`, and its name in the catalogue. Raises
     WeightsError, also for a file that does not say which network it is of."""
-    info = read_state(path)[1]
+    state, info = read_state(path)
     if info is None or info.model is None:
         raise WeightsError(f"weights {path}: they do not say which network they are of")
-    return load_network(info.model, path)[0], info.model
+    check(info.model, None)
+    state = own_names(state, _shapes(info.model, 1, 1.0, info.like))
+    return _filled(info.model, state, info, path), info.model
+
+
+def _filled(model: str, state: dict[str, Tensor], info: WeightsInfo, path: Path) -> nn.Module:
+    network = build(model, info.num_classes, info.width, info.like)
+    load_state(network, state, f"weights {path}")
+    return network.eval()
 
 
 def load_pretrained(

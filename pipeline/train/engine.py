@@ -18,6 +18,7 @@ from fullres.ops.normalisation import normalise
 from fullres.ops.resample import all_shrunk
 from fullres.pipeline.datasets import Dataset
 from fullres.pipeline.predict.sampler import load_downsampler, sampler_of
+from fullres.pipeline.targets.compute import class_ids
 from fullres.pipeline.train.config import ModelConfig, TrainingConfig
 from fullres.pipeline.train.loss_scale import LossScale
 from fullres.pipeline.train.network import initial_network, learn_to_sample
@@ -82,7 +83,7 @@ def objective_of(config: TrainingConfig, known: Dataset, begun: bool, drop_head:
     learn_to_sample(network, config.sampling)
     if isinstance(network, Downsampler):
         network.smoothness = config.sampling.smoothness
-        network.target_classes = tuple(known.classes.index(name) for name in config.sampling.target_classes)
+        network.target_classes = tuple(class_ids(known, config.sampling.target_classes) or ())
     freeze(config, network)
     by_block = config.activation_checkpointing and "activation_checkpointing" not in options
     return SegmentationLoss(

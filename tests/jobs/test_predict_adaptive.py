@@ -16,6 +16,7 @@ from fullres.pipeline.data.images import read_image, read_labels, write_png
 from fullres.pipeline.predict.adaptive import adaptive_engine
 from fullres.pipeline.predict.engines import Resources, label_image
 from fullres.pipeline.predict.sampler import Sampler, load_downsampler
+from tests.cluster.trainings import course_of
 from tests.jobs.predicting import camvid_of_scenes, predict, saved
 from tests.models import base
 from tests.scenes import render_scene
@@ -150,10 +151,6 @@ def train(tmp_path):
     return run
 
 
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize(("loss", "joint"), [("", ""), ('loss = "energy"', "joint = 0.5")])
 def test_from_label_maps_to_labels(train, tmp_path, loss, joint):
     """A downsampler learns, a network learns behind it, alone or with it, and what its training scored is
@@ -161,12 +158,12 @@ def test_from_label_maps_to_labels(train, tmp_path, loss, joint):
     where = tmp_path / "where/weights.safetensors"
     sampling = 'target_classes = ["car", "road"]\nsmoothness = 0.1'
     assert train("downsampler8", "where", sampling, model=loss).exit_code == 0
-    of_targets = [m for m in metrics_of(tmp_path / "where") if "class_iou" in m][-1]
+    of_targets = [m for m in course_of(tmp_path / "where") if "class_iou" in m][-1]
     scored = [of_targets["class_iou"][name] for name in ("car", "road")]
     assert of_targets["mean_iou"] == pytest.approx(np.nanmean(np.array(scored, float)))
     result = train("unet", "net", f'size = [32, 48]\nauxiliary = "{where}"\n{joint}')
     assert result.exit_code == 0, result.output
-    scored = next(line["mean_iou"] for line in metrics_of(tmp_path / "net") if "mean_iou" in line)
+    scored = next(line["mean_iou"] for line in course_of(tmp_path / "net") if "mean_iou" in line)
     if joint:
         before, where = load_file(where), tmp_path / "net/sampler-weights.safetensors"
         learned = load_file(where)

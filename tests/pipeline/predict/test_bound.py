@@ -70,6 +70,7 @@ NETWORKS = {
 pytestmark = pytest.mark.filterwarnings("ignore:.*resizes to the image's size")
 
 
+# The others are slow tests.
 SOME = ("one-convolution-a-stage", "generated-0", "generated-4", "bisenet path", "densenet", "convnext")
 
 
